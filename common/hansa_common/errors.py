@@ -1,0 +1,78 @@
+"""Every error Hansa raises on purpose, under one root, grouped by the party who can mend it.
+
+A message holds the name, the value and what to do next; only `cli.py` turns an error into an exit code.
+`code` is the one word of an error that may travel: a merchant answers the coordinator with the code and
+keeps the message, which can name files and values, to itself.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HansaError(Exception):
+    """Root of all errors that Hansa raises on purpose."""
+
+    code: ClassVar[str] = "failed"
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(HansaError):
+    """The command line or a file given to it does not say anything that can be done."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class AgreementError(UsageError):
+    """The agreement is malformed, out of bounds or contradicts itself."""
+
+    code = "agreement-invalid"
+
+
+class MerchantError(HansaError):
+    """The merchant's side can mend this: its data, its policy, its installation."""
+
+    code = "merchant-failed"
+
+
+class DataError(MerchantError):
+    """A merchant's table cannot be read as the agreement says; the message names file, row, column and value."""
+
+    code = "data-invalid"
+
+
+class PolicyError(MerchantError):
+    """An order asks for more than this merchant permits; the message says asked and allowed."""
+
+    code = "not-permitted"
+
+
+class DeadlineError(MerchantError):
+    """The local work did not fit in the order's deadline; it stopped at a chunk boundary."""
+
+    code = "deadline"
+
+
+class CoordinatorError(HansaError):
+    """The coordinator's side can mend this: the run, its folder, its cohort."""
+
+    code = "coordinator-failed"
+
+
+class RunFailedError(CoordinatorError):
+    """A run ended without a model: nothing was aggregated, or too few merchants came."""
+
+    code = "run-failed"
+
+
+class TransportError(HansaError):
+    """The other side could not be reached, or what arrived is not a message of this protocol."""
+
+    code = "transport"
+
+
+class MessageError(TransportError):
+    """Bytes that crossed a trust boundary are not a valid record: refused whole, never repaired."""
+
+    code = "message-invalid"

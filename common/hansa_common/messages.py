@@ -1,0 +1,269 @@
+"""Every record that crosses a trust boundary: frozen, versioned, size-limited, and nothing else crosses.
+
+On the wire a record is `HANSA`, a version byte, the length of a JSON header, the header, then the raw
+little-endian bytes of its vectors in the header's order. There is no pickle and no code. A decoder accepts
+exactly what an encoder writes and refuses everything else whole: unknown kinds, unknown or missing fields,
+wrong dtypes, lengths that do not add up, sizes above the limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hansa_common.errors import MessageError
+
+MAGIC: Final = b"HANSA"
+VERSION: Final = 1
+MAX_MESSAGE_BYTES: Final = 512 * 2**20
+MAX_HEADER_BYTES: Final = 4 * 2**20
+_PREFIX: Final = struct.Struct("<5sBI")
+
+
+class VectorOf:
+    """Marks a field as a one-dimensional vector that travels as raw bytes."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+
+    def check(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray) or value.dtype != self.dtype or value.ndim != 1:
+            raise ValueError(f"must be a one-dimensional {self.dtype} array")
+        return value
+
+
+def _vector(dtype: str) -> Any:
+    marker = VectorOf(dtype)
+    return (marker, BeforeValidator(marker.check))
+
+
+Floats = Annotated[NDArray[np.float32], *_vector("float32")]
+Integers = Annotated[NDArray[np.int64], *_vector("int64")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=120)]
+RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class Record(BaseModel):
+    """Base of all records; a subclass names its KIND and its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    KIND: ClassVar[str]
+
+
+class Order(Record):
+    """What every order says: which run, to whom, under which agreement, and how long it may take."""
+
+    run_id: Name
+    recipient: Name
+    fingerprint: Digest
+    deadline_seconds: Annotated[float, Field(gt=0, le=1e6)]
+
+
+class IntroduceOrder(Order):
+    """Asks a node who it is and whether its merchant approved this agreement; `recipient` is '*'."""
+
+    KIND: ClassVar[str] = "introduce"
+
+
+class StatisticsOrder(Order):
+    """Asks for the merchant's feature statistics over the agreement's domains."""
+
+    KIND: ClassVar[str] = "statistics"
+
+
+class RoundOrder(Order):
+    """Evaluate the incoming weights on validation rows, then train from them, in one exchange.
+
+    `control` is SCAFFOLD's server variate, empty for other algorithms. `included` is the reply hash of this
+    merchant's last reply that entered an average, or '' if none did: only then is its variate committed.
+    """
+
+    KIND: ClassVar[str] = "round"
+    round: RoundNumber
+    plan: Annotated[int, Field(ge=0, le=1000)]
+    cohort: tuple[Name, ...]
+    preprocessing: str
+    weights: Floats
+    control: Floats
+    included: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class EvaluateOrder(Order):
+    """Evaluate weights on one part of the rows. `test` comes once, for the finished model: the merchant then
+    also computes and keeps its own figures and its own threshold."""
+
+    KIND: ClassVar[str] = "evaluate"
+    split: Literal["validation", "test"]
+    preprocessing: str
+    weights: Floats
+
+
+class Reply(Record):
+    """What every reply says: who answers which order."""
+
+    merchant: Name
+    order_hash: Digest
+
+
+class Introduction(Reply):
+    """The merchant's name, versions and device; sent only where the agreement's fingerprint is its own."""
+
+    KIND: ClassVar[str] = "introduction"
+    hansa_version: Name
+    backend: Name
+    device: Name
+
+
+class StatisticsReply(Reply):
+    """Fixed-length integer vectors over the agreement's domains; merging is addition."""
+
+    KIND: ClassVar[str] = "statistics-reply"
+    statistics: Integers
+    num_train_rows: Annotated[int, Field(ge=1, le=2**30)]
+
+
+class RoundReply(Reply):
+    """The update of one round: the difference to the order's weights, not the weights.
+
+    `control_delta` is the change of this merchant's SCAFFOLD variate, empty for other algorithms.
+    `validation` is the score histogram of the incoming weights (metrics.py), all zero where withheld.
+    """
+
+    KIND: ClassVar[str] = "round-reply"
+    round: RoundNumber
+    num_examples: Annotated[int, Field(ge=1, le=2**30)]
+    update: Floats
+    control_delta: Floats
+    validation: Integers
+    train_loss: float
+
+
+class SharedMetrics(BaseModel):
+    """One merchant's own figures on its test rows, where the agreement's share_metrics lets them leave."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    num_test_rows: int
+    roc_auc: float
+    pr_auc: float
+
+
+class EvaluateReply(Reply):
+    """The score histogram of the weights, all zero where withheld; own test figures only with share_metrics."""
+
+    KIND: ClassVar[str] = "evaluate-reply"
+    histogram: Integers
+    metrics: SharedMetrics | None
+
+
+class Refusal(Reply):
+    """The merchant did not do it. The reason stays at the merchant; one code leaves."""
+
+    KIND: ClassVar[str] = "refusal"
+    code: Literal[
+        "agreement-mismatch", "not-permitted", "data-invalid", "deadline", "message-invalid", "failed", "busy"
+    ]
+
+
+_KINDS: Final[dict[str, type[Record]]] = {
+    cls.KIND: cls
+    for cls in (
+        IntroduceOrder, StatisticsOrder, RoundOrder, EvaluateOrder,
+        Introduction, StatisticsReply, RoundReply, EvaluateReply, Refusal,
+    )
+}  # fmt: skip
+
+
+def _vector_fields(cls: type[Record]) -> dict[str, np.dtype[Any]]:
+    return {
+        name: marker.dtype
+        for name, info in cls.model_fields.items()
+        for marker in info.metadata
+        if isinstance(marker, VectorOf)
+    }
+
+
+_VECTORS: Final = {kind: _vector_fields(cls) for kind, cls in _KINDS.items()}
+
+
+def encode(record: Record) -> bytes:
+    """A record as bytes; equal records give equal bytes."""
+    header = _header(record)
+    vectors = [np.ascontiguousarray(getattr(record, name)).tobytes() for name in _VECTORS[record.KIND]]
+    return b"".join([_PREFIX.pack(MAGIC, VERSION, len(header)), header, *vectors])
+
+
+def decode(message: bytes) -> Record:
+    """Bytes as a record; its vectors are read-only views of the message.
+
+    Raises:
+        MessageError: the bytes are not exactly what `encode` writes for one record within the limits.
+    """
+    if not _PREFIX.size <= len(message) <= MAX_MESSAGE_BYTES:
+        raise MessageError(f"a message has {_PREFIX.size} to {MAX_MESSAGE_BYTES} bytes, this one {len(message)}")
+    magic, version, header_bytes = _PREFIX.unpack_from(message)
+    if magic != MAGIC or version != VERSION:
+        raise MessageError(f"not a Hansa message of version {VERSION}")
+    if header_bytes > min(MAX_HEADER_BYTES, len(message) - _PREFIX.size):
+        raise MessageError(f"a header of {header_bytes} bytes does not fit")
+    start = _PREFIX.size + header_bytes
+    header = message[_PREFIX.size : start]
+    kind, fields, lengths = _parse_header(header)
+    for name, dtype in _VECTORS[kind].items():
+        stop = start + lengths[name] * dtype.itemsize
+        if stop > len(message):
+            raise MessageError(f"{kind}.{name} is longer than the message")
+        fields[name] = np.frombuffer(message, dtype, lengths[name], start)
+        start = stop
+    if start != len(message):
+        raise MessageError(f"{len(message) - start} bytes follow the last field of {kind}")
+    try:
+        record = _KINDS[kind].model_validate(fields)
+    except ValidationError as error:
+        places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise MessageError(f"{kind} is not valid: {places}") from None
+    # Validation is lenient about "1" for 1; writing the record again is not.
+    if _header(record) != header:
+        raise MessageError(f"{kind} is not in canonical form")
+    return record
+
+
+def message_hash(message: bytes) -> str:
+    """SHA-256 of an encoded record, 64 hexadecimal digits."""
+    return hashlib.sha256(message).hexdigest()
+
+
+def _header(record: Record) -> bytes:
+    vectors = _VECTORS[record.KIND]
+    content = {
+        "kind": record.KIND,
+        "fields": record.model_dump(mode="json", exclude=set(vectors)),
+        "lengths": {name: int(getattr(record, name).size) for name in vectors},
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def _parse_header(header: bytes) -> tuple[str, dict[str, Any], dict[str, int]]:
+    try:
+        content = json.loads(header)
+    except (ValueError, RecursionError):
+        raise MessageError("the header is not JSON") from None
+    if not isinstance(content, dict) or content.keys() != {"kind", "fields", "lengths"}:
+        raise MessageError("the header must hold exactly kind, fields and lengths")
+    kind, fields, lengths = content["kind"], content["fields"], content["lengths"]
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise MessageError("the header names no known kind of message")
+    if not isinstance(fields, dict) or not isinstance(lengths, dict) or lengths.keys() != _VECTORS[kind].keys():
+        raise MessageError(f"the header of {kind} names other fields than it has")
+    if not all(type(length) is int and 0 <= length <= MAX_MESSAGE_BYTES for length in lengths.values()):
+        raise MessageError(f"the header of {kind} gives a length out of bounds")
+    if not fields.keys().isdisjoint(lengths):
+        raise MessageError(f"the header of {kind} repeats a vector as a field")
+    return kind, fields, lengths

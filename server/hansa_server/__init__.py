@@ -1,0 +1,1 @@
+"""THE COORDINATOR. Imports common only. Believes nothing that a client says."""

@@ -1,0 +1,1 @@
+"""THE WIND TUNNEL. Imports every room; nothing imports it."""
