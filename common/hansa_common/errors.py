@@ -48,10 +48,26 @@ class PolicyError(MerchantError):
     code = "not-permitted"
 
 
+class AgreementMismatchError(PolicyError):
+    """An order belongs to another agreement than the one this merchant approved; nothing of it is looked at."""
+
+    code = "agreement-mismatch"
+
+
 class DeadlineError(MerchantError):
     """The local work did not fit in the order's deadline; it stopped at a chunk boundary."""
 
     code = "deadline"
+
+
+class ReplyError(MerchantError):
+    """A merchant's reply is not one that can be believed; `reason` is the one short word that the run records."""
+
+    code = "reply-invalid"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class CoordinatorError(HansaError):
