@@ -1,0 +1,25 @@
+"""The name that was probably meant, for messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Final
+
+MAX_LISTED: Final = 8
+
+
+def did_you_mean(name: str, present: Sequence[str]) -> str:
+    """The end of a message about a name that is not there.
+
+    >>> did_you_mean("revenue", ["Revenue", "Month"])
+    "; did you mean 'Revenue'?"
+    >>> did_you_mean("x", ["Revenue", "Month"])
+    '; there are: Revenue, Month'
+    """
+    by_folded = {entry.casefold(): entry for entry in present}
+    nearest = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean {by_folded[nearest[0]]!r}?"
+    more = ", ..." if len(present) > MAX_LISTED else ""
+    return f"; there are: {', '.join(present[:MAX_LISTED])}{more}"

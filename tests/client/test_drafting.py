@@ -1,0 +1,451 @@
+"""A drafted agreement: it fits its own table, shows less than the table, and says what a person must decide."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from hansa_client.data import merchant_table, read_frame
+from hansa_client.drafting import Draft, draft_agreement, robust_bounds
+from hansa_client.profiles import profile
+from hansa_client.silos import parse_silo, split_silos
+from hansa_client.suspicions import leakage, roc_auc
+from hansa_common.agreement import parse_agreement
+from hansa_common.cli import installed_commands, run
+from hansa_common.errors import DataError, UsageError
+from hansa_common.schema import CategoricalFeature, NumericFeature
+
+NUM_ROWS = 600
+
+
+def random() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def table() -> pd.DataFrame:
+    """One column for each thing that a draft can say; labels independent of all but `refunded`."""
+    draw = random()
+    numbers = np.arange(NUM_ROWS)
+    label = draw.permutation(numbers % 4 == 0)
+    columns = {
+        "bought": label.astype(int),
+        "amount": np.round(draw.lognormal(3, 1.2, NUM_ROWS), 2),
+        "balance": np.round(draw.normal(0, 50, NUM_ROWS), 2),
+        "visits": draw.poisson(2, NUM_ROWS),
+        "browser": draw.integers(1, 9, NUM_ROWS),
+        "member": draw.choice(["yes", "No"], NUM_ROWS),
+        "country": draw.choice(["NO", "DE", "SE"], NUM_ROWS),
+        "city": [f"city {i % 40}" for i in numbers],
+        "basket": [f"basket {i % 300}" for i in numbers],
+        "ordered": [f"2024-03-{1 + i % 31:02d}T{i % 24:02d}:00:00" for i in numbers],
+        "sent_time": 1_700_000_000 + draw.integers(0, 10**7, NUM_ROWS),
+        "shop": [("north", "south", "east")[i % 3] for i in numbers],
+        "session": [f"s{i:x}" for i in draw.permutation(10**6)[:NUM_ROWS]],
+        "customer_id": [f"c{i % 100}" for i in numbers],
+        "number": numbers + 5000,
+        "currency": ["EUR"] * NUM_ROWS,
+        "nothing": [None] * NUM_ROWS,
+        "country_code": None,
+        "amount_again": None,
+        "refunded": np.where(label, draw.normal(9, 1, NUM_ROWS), draw.normal(0, 1, NUM_ROWS)),
+        "coupon": np.where(numbers % 50 == 0, "x1", None),
+    }
+    columns["country_code"] = [{"NO": "47", "DE": "49", "SE": "46"}[country] for country in columns["country"]]
+    columns["amount_again"] = [f"{amount:.4f}" for amount in columns["amount"]]
+    return pd.DataFrame(columns).astype("str").where(pd.notna(pd.DataFrame(columns)), None)
+
+
+def draft(frame: pd.DataFrame | None = None, **changes) -> Draft:
+    options = {"label": "bought", "source": "t.csv", "silo": parse_silo("shop"), **changes}
+    return draft_agreement(table() if frame is None else frame, **options)
+
+
+@pytest.fixture(scope="module")
+def drafted() -> Draft:
+    return draft()
+
+
+def uncommented(toml: str) -> str:
+    """Every left-out feature put in, as the comment says: without the '#' of its lines."""
+    return re.sub(r"(?m)^#\[\[features\]\]\n(#.*\n)*", lambda block: re.sub(r"(?m)^#", "", block.group()), toml)
+
+
+# The draft as a whole
+
+
+def test_draft_reads_back_as_the_agreement_it_is_and_is_always_the_same(drafted):
+    assert parse_agreement(drafted.toml, "t") == drafted.agreement
+    assert draft().toml == drafted.toml
+
+
+def test_draft_fits_the_table_and_every_silo_it_was_drafted_from(drafted):
+    frame = table()
+    quality = merchant_table(frame, drafted.agreement, "all", "t").quality
+    assert (quality.num_rows, quality.num_positives) == (NUM_ROWS, NUM_ROWS // 4)
+    silos = split_silos(frame, parse_silo("shop"))
+    assert drafted.agreement.roster == tuple(silos) == ("east", "north", "south")
+    for name, rows in silos.items():
+        assert merchant_table(rows, drafted.agreement, name, "t").quality.num_rows == NUM_ROWS // 3
+
+
+def test_left_out_features_are_valid_once_uncommented(drafted):
+    whole = parse_agreement(uncommented(drafted.toml), "t")
+    assert {feature.name for feature in whole.features} == set(table().columns) - {"bought"}
+    assert set(drafted.left_out) == {f.name for f in whole.features} - {f.name for f in drafted.agreement.features}
+
+
+@pytest.mark.parametrize(
+    ("column", "declared"),
+    [
+        ("amount", {"kind": "numeric", "low": 0.0, "scaling": "log", "missing": "refuse"}),
+        ("balance", {"kind": "numeric", "scaling": "standard", "missing": "refuse"}),
+        ("visits", {"kind": "numeric", "low": 0.0, "scaling": "standard", "missing": "refuse"}),
+        ("browser", {"kind": "categorical", "vocabulary": [*"12345678"], "encoding": "one_hot", "missing": "refuse"}),
+        ("member", {"kind": "boolean", "missing": "refuse"}),
+        ("country", {"kind": "categorical", "vocabulary": ["DE", "NO", "SE"], "encoding": "one_hot"}),
+        ("city", {"kind": "categorical", "vocabulary": [f"city {i}" for i in range(40)], "encoding": "embedding"}),
+        ("basket", {"kind": "categorical", "hash_buckets": 64, "encoding": "embedding"}),
+        ("ordered", {"kind": "timestamp", "unit": "iso"}),
+        ("sent_time", {"kind": "timestamp", "unit": "seconds"}),
+        ("coupon", {"kind": "categorical", "vocabulary": ["x1"], "missing": "flag"}),
+    ],
+)
+def test_column_is_declared_as_what_it_is(drafted, column, declared):
+    (feature,) = (feature for feature in drafted.agreement.features if feature.name == column)
+    assert feature.model_dump(mode="json").items() >= declared.items()
+
+
+@pytest.mark.parametrize(
+    ("column", "code", "leaves_out"),
+    [
+        ("shop", "silo", True),
+        ("session", "identifier", True),
+        ("customer_id", "identifier", True),
+        ("number", "identifier", True),
+        ("currency", "constant", True),
+        ("nothing", "empty", True),
+        ("country_code", "duplicate", True),
+        ("amount_again", "duplicate", True),
+        ("refunded", "leakage", False),
+        ("visits", "few-values", False),
+        ("browser", "codes", False),
+        ("coupon", "mostly-missing", False),
+        ("basket", "hashed", False),
+    ],
+)
+def test_what_a_person_must_decide_is_said_above_the_feature(drafted, column, code, leaves_out):
+    (finding,) = (finding for finding in drafted.findings if finding.column == column)
+    assert (finding.code, finding.leaves_out) == (code, leaves_out)
+    mark, start = ("LEFT OUT", "#") if leaves_out else ("CHECK", "")
+    comment, feature = drafted.toml.split(f"# {mark} ({code}): {column!r}: ")[1].split("\n", 1)
+    assert finding.message.startswith(comment)
+    assert f'{start}[[features]]\n{start}name = "{column}"' in feature.split("\n\n")[0]
+
+
+def test_nothing_is_said_of_columns_without_doubt(drafted):
+    doubted = {finding.column for finding in drafted.findings}
+    assert not doubted & {"amount", "balance", "member", "country", "city", "ordered", "sent_time"}
+
+
+def test_text_of_a_few_rows_is_in_no_vocabulary():
+    frame = table()
+    frame.loc[[0, 1, 2, 3], "country"] = "secret"
+    frame.loc[[4, 5, 6, 7, 8], "country"] = "FI"
+    (country,) = (feature for feature in draft(frame).agreement.features if feature.name == "country")
+    assert country.vocabulary == ("DE", "FI", "NO", "SE")
+    assert "secret" not in draft(frame).toml
+
+
+def test_exact_duplicates_are_counted():
+    frame = pd.concat([table(), table().head(3)], ignore_index=True)
+    (finding,) = (finding for finding in draft(frame).findings if finding.code == "duplicate-rows")
+    assert finding.message.startswith("3 rows")
+
+
+@pytest.mark.parametrize(
+    ("rare_share", "given_task", "expected"),
+    [(0.04, None, "fraud"), (0.06, None, "purchase"), (0.06, "fraud", "fraud")],
+)
+def test_task_follows_the_rate_of_positives_unless_given(rare_share, given_task, expected):
+    num_positives = round(rare_share * NUM_ROWS)
+    frame = table().assign(bought=["1"] * num_positives + ["0"] * (NUM_ROWS - num_positives))
+    assert draft(frame, task=given_task).agreement.task == expected
+
+
+def test_one_silo_makes_a_valid_agreement_and_none_an_open_roster():
+    assert draft(silo=parse_silo("currency")).agreement.roster == ("EUR",)
+    assert draft(silo=None).agreement.roster == ()
+
+
+def test_silo_column_stays_a_feature_where_it_differs_within_a_silo():
+    banded = draft(silo=parse_silo("visits:0,2"))
+    assert "visits" in {feature.name for feature in banded.agreement.features}
+    assert banded.agreement.roster == ("visits 0-2", "visits 2+")
+    merged = draft(silo=parse_silo("browser"), min_silo_rows=76)
+    assert "browser" in {feature.name for feature in merged.agreement.features}
+    assert merged.agreement.roster[-1] == "other"
+
+
+# The label
+
+
+@pytest.mark.parametrize(
+    ("values", "positive"),
+    [(("0", "1"), "1"), (("FALSE", "TRUE"), "TRUE"), (("no", "Yes"), "Yes"), (("ok", "bad"), "bad"), (("1", "2"), "2")],
+)
+def test_true_value_or_else_the_rarer_is_positive(values, positive):
+    label = ["bought" if flag == "1" else "not" for flag in table()["bought"]]
+    frame = table().assign(bought=[values[flag == "bought"] for flag in label])
+    drafted = draft(frame)
+    assert drafted.agreement.label.positive == positive
+    assert drafted.num_positives == NUM_ROWS // 4
+    assert ("positive" in {finding.code for finding in drafted.findings}) == (positive in {"bad", "2"})
+
+
+def test_label_of_three_values_needs_to_be_told_the_positive_one():
+    frame = table().assign(bought=[("won", "lost", "open")[i % 3] for i in range(NUM_ROWS)])
+    with pytest.raises(UsageError, match=r"has 3 values .*--positive"):
+        draft(frame)
+    with pytest.raises(UsageError, match="no row has 'bought' = 'win'; did you mean 'won'"):
+        draft(frame, positive="win")
+    assert draft(frame, positive="won").num_positives == NUM_ROWS // 3
+
+
+def test_label_that_cannot_be_learned_is_refused():
+    with pytest.raises(DataError, match="one class only"):
+        draft(table().assign(bought="1"))
+    with pytest.raises(DataError, match="row 0, column 'bought': the label is missing, in 600 rows"):
+        draft(table().assign(bought="NA"))
+    with pytest.raises(DataError, match="no rows"):
+        draft(table().head(0))
+    with pytest.raises(DataError, match="no column is left"):
+        draft(table()[["bought", "currency"]], silo=None)
+    with pytest.raises(UsageError, match="is the label"):
+        draft(silo=parse_silo("bought"))
+
+
+# Leakage
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=60))
+def test_roc_auc_of_groups_is_that_of_their_rows(rows):
+    scores, labels = (np.array(column) for column in zip(*rows, strict=True))
+    if labels.all() or not labels.any():
+        return
+    groups = np.bincount(scores[labels], minlength=6), np.bincount(scores[~labels], minlength=6)
+    expected = roc_auc_score(labels, scores)
+    assert roc_auc(np.arange(6.0), *groups) == pytest.approx(expected, abs=1e-12)
+
+
+def leakage_of(values, labels) -> float:
+    return leakage(profile("x", pd.Series(values, dtype=object)), np.asarray(labels, np.uint8))
+
+
+@pytest.mark.parametrize("shape", ["rising", "falling", "middle", "category", "gap", "boolean"])
+def test_column_that_tells_the_label_is_found_whatever_its_shape(shape):
+    labels = random().permutation(np.arange(400) % 5 == 0)
+    noise = random().uniform(size=400)
+    values = {
+        "rising": noise + 2 * labels,
+        "falling": -noise - 2 * labels,
+        "middle": np.where(labels, noise / 100, np.sign(noise - 0.5) * (1 + noise)),
+        "category": [f"{'paid' if label else 'open'} {i % 4}" for i, label in enumerate(labels)],
+        "gap": [None if label else str(value) for label, value in zip(labels, noise, strict=True)],
+        "boolean": [str(bool(label)) for label in labels],
+    }[shape]
+    assert leakage_of([value if value is None else str(value) for value in values], labels) >= 0.98
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_rare_categories_of_pure_chance_are_no_leakage(seed):
+    draw = np.random.default_rng(seed)
+    labels = draw.permutation(np.arange(300) % 10 == 0)
+    # Each category is pure or nearly so, and would look like a perfect predictor on its own rows.
+    assert leakage_of([f"c{draw.integers(150)}" for _ in range(300)], labels) < 0.8
+
+
+def test_too_few_positives_tell_nothing_and_the_draft_says_so():
+    labels = np.arange(200) < 6
+    assert leakage(profile("x", pd.Series([str(label) for label in labels])), labels.astype(np.uint8)) is None
+    frame = table().assign(bought=["1"] * 6 + ["0"] * (NUM_ROWS - 6))
+    codes = {finding.code for finding in draft(frame).findings}
+    assert "few-rows-of-a-class" in codes
+    assert "leakage" not in codes
+
+
+# The domain of a number
+
+
+@given(st.lists(st.floats(-1e12, 1e12, allow_subnormal=False), min_size=1, max_size=50))
+def test_bounds_hold_the_middle_of_the_values_and_are_round(values):
+    array = np.array(values)
+    low, high = robust_bounds(array)
+    assert low < high
+    inner = np.quantile(array, [0.001, 0.999])
+    assert low <= inner[0]
+    assert high >= inner[1]
+    if array.min() < array.max():
+        step = (high - low) / 5
+        assert low >= array.min() - step
+        assert high <= array.max() + step
+
+
+def test_bounds_do_not_show_an_extreme():
+    values = np.append(random().normal(100, 10, 10_000), 123_456.789)
+    low, high = robust_bounds(values)
+    assert (low % 1, high % 1) == (0, 0)
+    assert 130 <= high <= 200
+
+
+# Hostile names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'quo"te',
+        "back\\slash",
+        "#[[features]]",
+        "Ünïcode 東京",
+        "tab\tline\nname = 'evil'",
+        "del\x7f",
+        "",
+        "x" * 121,
+        "'''",
+    ],
+)
+def test_name_of_a_column_cannot_change_what_the_draft_says(name):
+    lawful = 0 < len(name) <= 120 and "\t" not in name
+    frame = table()[["bought", "amount", "member"]].assign(**{name: [str(i % 30 / 7) for i in range(NUM_ROWS)]})
+    names = [feature.name for feature in draft(frame, silo=None).agreement.features]
+    assert names == ["amount", "member", *([name] if lawful else [])]
+    as_label = frame.assign(**{name: frame["bought"]}).drop(columns="bought")
+    if lawful:
+        agreement = draft(as_label, silo=None, label=name, name=name).agreement
+        assert (agreement.label.column, agreement.name) == (name, name)
+
+
+# The command
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "t.csv"
+    table().to_csv(path, index=False)
+    return path
+
+
+def agree(*arguments: object) -> int:
+    return run(["agree", *map(str, arguments)], installed_commands())
+
+
+def test_agree_writes_the_draft_and_tells_what_to_decide(data_file, tmp_path, capsys, drafted):
+    out = tmp_path / "agreement.toml"
+    assert agree(data_file, "--label", "bought", "--silo", "shop", "-o", out) == 0
+    assert tomllib.loads(out.read_text()) == tomllib.loads(drafted.toml)
+    told = capsys.readouterr().out
+    assert "600 rows, 150 of them positive (25.00%): purchase" in told
+    for column in ("refunded", "session", "currency"):
+        assert column in told
+
+
+def test_agree_prints_json_for_programs(data_file, tmp_path, capsys):
+    out = tmp_path / "agreement.toml"
+    assert agree(data_file, "--label", "bought", "--silo", "visits:0,2", "-o", out, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fingerprint"] == parse_agreement(out.read_text(), "t").fingerprint
+    assert told["roster"] == ["visits 0-2", "visits 2+"]
+    assert {"column": "currency", "code": "constant", "message": "every row has 'EUR'", "leaves_out": True} in told[
+        "findings"
+    ]
+
+
+def test_agree_writes_over_a_file_only_by_force(data_file, tmp_path, capsys):
+    out = tmp_path / "agreement.toml"
+    out.write_text("mine")
+    assert agree(data_file, "--label", "bought", "-o", out) == 2
+    assert "--force" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert agree(data_file, "--label", "bought", "-o", out, "--force") == 0
+    assert parse_agreement(out.read_text(), "t").label.column == "bought"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--label", "bougth"], "no column 'bougth'; did you mean 'bought'?"),
+        (["--label", "bought", "--silo", "Shop"], "no column 'Shop'; did you mean 'shop'?"),
+        (["--label", "bought", "--silo", "visits:2,1"], "the edges must ascend"),
+    ],
+)
+def test_agree_refuses_what_the_table_does_not_have(data_file, tmp_path, capsys, arguments, told):
+    out = tmp_path / "agreement.toml"
+    assert agree(data_file, *arguments, "-o", out) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+# The public sets
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "label", "silo", "min_rows", "task", "expected"),
+    [
+        (
+            "online_shoppers_intention.csv.gz",
+            "Revenue",
+            "TrafficType",
+            300,
+            "purchase",
+            {
+                (None, "duplicate-rows"),
+                ("Informational", "few-values"),
+                ("SpecialDay", "few-values"),
+                *((column, "codes") for column in ("OperatingSystems", "Browser", "Region", "TrafficType")),
+                ("TrafficType", "silo"),
+            },
+        ),
+        (
+            "in-vehicle-coupon-recommendation.csv.gz",
+            "Y",
+            "couponType",
+            1,
+            "purchase",
+            {
+                (None, "duplicate-rows"),
+                ("temperature", "codes"),
+                ("couponType", "silo"),
+                ("cartype", "mostly-missing"),
+                ("toCoupon_GEQ5min", "constant"),
+                ("direction_opp", "duplicate"),
+            },
+        ),
+        ("creditcard.csv.gz", "Class", "Amount:0,1,10,30,100", 1, "fraud", {(None, "duplicate-rows")}),
+    ],
+)
+def test_draft_of_a_public_set_fits_every_silo_and_finds_what_is_known(
+    public_data, name, label, silo, min_rows, task, expected
+):
+    frame = read_frame(public_data / name)
+    drafted = draft_agreement(frame, label=label, source=name, silo=parse_silo(silo), min_silo_rows=min_rows)
+    assert drafted.agreement.task == task
+    assert {(finding.column, finding.code) for finding in drafted.findings} == expected
+    silos = split_silos(frame, parse_silo(silo), min_rows)
+    tables = [merchant_table(rows, drafted.agreement, shop, name) for shop, rows in silos.items()]
+    assert drafted.agreement.roster == tuple(silos)
+    assert sum(len(merchant.labels) for merchant in tables) == len(frame)
+    unseen = {column for merchant in tables for column in merchant.quality.unseen_categories}
+    kinds = {feature.name: type(feature) for feature in drafted.agreement.features}
+    assert {kinds[column] for column in unseen} <= {CategoricalFeature}
+    num_numbers = sum(kind is NumericFeature for kind in kinds.values())
+    clipped = sum(sum(merchant.quality.clipped.values()) for merchant in tables)
+    assert clipped <= 0.002 * len(frame) * num_numbers
