@@ -1,0 +1,82 @@
+"""Child processes that end with their parent: each leads a process group, and none is left behind.
+
+A child's standard input is a pipe that closes when this process ends, however it ends; the children here watch it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+STOP_SECONDS: Final = 15.0
+
+
+class Child:
+    """A running child process with the name under which people know it."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.process = process
+
+    def stop(self) -> None:
+        """Ask its whole group to end, wait, and end it by force if it does not."""
+        _signal_group(self.process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        # Also where the child itself has ended: what it started may not have.
+        _signal_group(self.process, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    log: Path | None = None,
+    pass_fds: tuple[int, ...] = (),
+) -> Iterator[Child]:
+    """A child while the block runs; its output goes to the log file, or where this process's goes."""
+    with open(log or os.devnull, "ab") as output:  # noqa: PTH123 - the same for a path and the null device
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=output if log else None,
+            stderr=subprocess.STDOUT if log else None,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    child = Child(name, process)
+    try:
+        yield child
+    finally:
+        child.stop()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def first_to_end(children: Sequence[Child]) -> Child:
+    """Wait until one of the children ends, and say which."""
+    ended: queue.Queue[Child] = queue.Queue()
+
+    def wait(child: Child) -> None:
+        child.process.wait()
+        ended.put(child)
+
+    for child in children:
+        threading.Thread(target=wait, args=(child,), daemon=True).start()
+    return ended.get()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,76 @@
+"""Files that survive a crash: a write is there whole or not at all, and once it returned it is on disk.
+
+Every function ends with its folder synchronised. Readers of a file never see half of it, because a file only
+ever appears by renaming. One writer at a time is the caller's to ensure (`exclusive`); what the bytes mean is too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hansa_common.errors import UsageError
+
+UNFINISHED_SUFFIX = ".unfinished"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put content at path, in place of whatever was there; only this user may read it."""
+    unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    rename(unfinished, path)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give the file old the name new, in place of whatever had it; both stand in one folder."""
+    old.replace(new)
+    _synchronise(new.parent)
+
+
+def remove(path: Path) -> None:
+    """Take the file away; it is no error if there is none."""
+    path.unlink(missing_ok=True)
+    _synchronise(path.parent)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only this user may open, and its parents; one that exists stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _synchronise(folder.parent)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process alone; the operating system lets go of it when the process ends.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"the state folder {folder} is in use by another process; stop that one, or give another --state"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _synchronise(folder: Path) -> None:
+    # A rename is durable only once the folder that holds the name is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""The merchant's Flower SuperNode: how it is started, and what it is told and not told.
+
+It gets the coordinator's address and the path of the trainer's socket; nothing of the data. Flower's telemetry,
+update check and installation of dependencies are off, and its files stay in the merchant's state folder.
+Run as a program, this module is `flower-supernode` with two changes that its options do not offer (see `main`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Final
+
+from hansa_common.addresses import Address
+
+# Flower 1.41 asks the SuperLink every 3 s and its own launcher every second: most of an exchange's time.
+POLL_SECONDS: Final = 0.5
+LAUNCHER_POLL_SECONDS: Final = "0.2"
+LOOPBACK: Final = "127.0.0.1"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment, for Flower's processes: private, silent, with its helpers on the PATH."""
+    programs = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS,
+    }
+
+
+def command(server: Address, port: int, trainer_socket: Path) -> list[str]:
+    """The command line of a node for this server, which listens on a port of its own for its ClientApps."""
+    options = ["--insecure", "--superlink", str(server), "--host", LOOPBACK, "--port", str(port)]
+    return [sys.executable, "-m", __name__, *options, "--node-config", f'trainer="{trainer_socket}"']
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    """Run `flower-supernode` with this process's arguments: polling faster, and ending with its parent."""
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    # The one private name of Flower's that this room touches: the module's `time`, of which it uses `sleep`.
+    start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_SECONDS)))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    flower_supernode()
+
+
+def _end_with_parent() -> None:
+    # Flower's launcher watches the node in its turn, so that nothing is left behind.
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The files a merchant starts with: the agreement it approved, its table, its state folder, the merchants' key.
+
+Reading them checks that they are what they should be and belong together; the table is data.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa_common.agreement import Agreement, parse_agreement
+from hansa_common.errors import UsageError
+
+
+@dataclass(frozen=True)
+class MerchantFiles:
+    """Where a merchant keeps what its trainer needs. `hash_key` is shared by the merchants, not by the coordinator."""
+
+    agreement: Path
+    data: Path
+    state: Path
+    hash_key: Path | None = None
+
+    def read_agreement(self) -> Agreement:
+        """Read and check the agreement.
+
+        Raises:
+            UsageError: there is no such file, or it is no agreement.
+        """
+        try:
+            text = self.agreement.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the agreement {self.agreement} cannot be read: {error}") from error
+        return parse_agreement(text, str(self.agreement))
+
+    def read_hash_key(self, agreement: Agreement) -> bytes | None:
+        """Read the key that the merchants hash categories with, 64 hexadecimal digits; None where none is given.
+
+        Raises:
+            UsageError: it cannot be read, or it is not the key that the agreement names.
+        """
+        agreed = agreement.privacy.hash_key_id
+        if self.hash_key is None:
+            if agreed is not None:
+                raise UsageError(f"the agreement hashes categories with key {agreed}; give its file with --hash-key")
+            return None
+        try:
+            key = bytes.fromhex(self.hash_key.read_text(encoding="ascii").strip())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the hash key {self.hash_key} cannot be read: {error}") from error
+        if hashlib.sha256(key).hexdigest() != agreed:
+            raise UsageError(f"{self.hash_key} is not the key that the agreement names ({agreed})")
+        return key

@@ -1,0 +1,60 @@
+"""What this merchant permits: orders under the one agreement it approved, addressed to it.
+
+A check raises or returns None. What an order asks beyond its header (lengths, preprocessing, plan) is checked
+where it is used, against the same agreement; what was spent is the ledger's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hansa_common.agreement import Agreement
+from hansa_common.errors import AgreementMismatchError, PolicyError
+from hansa_common.messages import IntroduceOrder, Order, RoundOrder
+
+EVERYONE = "*"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One merchant's approval of one agreement."""
+
+    agreement: Agreement
+    merchant: str
+
+    def verify(self, order: Order) -> None:
+        """Permit the order, or say what it asks and what is allowed.
+
+        another agreement's fingerprint -> AgreementMismatchError | to another merchant -> PolicyError
+        to everyone -> only an introduction | a plan or a cohort outside the agreement -> PolicyError
+
+        Raises:
+            AgreementMismatchError: the order's fingerprint is not that of the approved agreement.
+            PolicyError: the order asks for something that the agreement does not hold.
+        """
+        approved = self.agreement.fingerprint
+        if order.fingerprint != approved:
+            raise AgreementMismatchError(
+                f"the order is under agreement {order.fingerprint}, approved is {approved}; compare the two files"
+            )
+        everyone = order.recipient == EVERYONE and isinstance(order, IntroduceOrder)
+        if order.recipient != self.merchant and not everyone:
+            raise PolicyError(f"the order is for {order.recipient!r}, this merchant is {self.merchant!r}")
+        if isinstance(order, RoundOrder):
+            self._verify_round(order)
+
+    def _verify_round(self, order: RoundOrder) -> None:
+        num_plans = len(self.agreement.training.plans)
+        if order.plan >= num_plans:
+            raise PolicyError(f"the order asks for plan {order.plan}, the agreement has {num_plans}")
+        if self.merchant not in order.cohort or len(set(order.cohort)) != len(order.cohort):
+            raise PolicyError(f"the cohort {order.cohort} must name {self.merchant!r}, and everyone once")
+        strangers = set(order.cohort) - set(self.agreement.roster)
+        if self.agreement.roster and strangers:
+            raise PolicyError(f"the cohort names {sorted(strangers)}, who are not in the agreement's roster")
+        # An average over fewer than agreed would say more about this merchant than it agreed to.
+        if len(order.cohort) < self.agreement.cohort.min_merchants:
+            raise PolicyError(
+                f"the cohort has {len(order.cohort)} merchants, "
+                f"the agreement asks for at least {self.agreement.cohort.min_merchants}"
+            )

@@ -1,0 +1,344 @@
+"""A merchant's answer to the coordinator's orders: statistics, updates and score histograms, made from its rows.
+
+- Only what messages.py defines leaves; a failure leaves as a code, its text stays in this merchant's log.
+- The bytes of an answer depend on the order, the agreement, the merchant's name and its rows: on no process, no
+  run, and no other merchant that shares the process.
+- A SCAFFOLD variate is kept before the reply that proposes it can leave.
+- The merchant's own figures and threshold are computed here and kept here; the agreement says if others see them.
+
+One order at a time: a trainer is not for two threads. How an order arrives is trainer_link.py's and
+trainer_service.py's; what is permitted is policy.py's; the arithmetic of a step is training_loop.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa_client import durable_files
+from hansa_client.data import MerchantTable
+from hansa_client.policy import Policy
+from hansa_client.training_loop import LocalTraining, TrainingOutcome, describe_device
+from hansa_client.variates import Variate, VariateStore
+from hansa_common import __version__, statistics
+from hansa_common.agreement import Agreement
+from hansa_common.errors import HansaError, MerchantError, MessageError, PolicyError
+from hansa_common.features import FittedPreprocessing, Inputs
+from hansa_common.messages import (
+    EvaluateOrder,
+    EvaluateReply,
+    IntroduceOrder,
+    Introduction,
+    Order,
+    Record,
+    Refusal,
+    RoundOrder,
+    RoundReply,
+    SharedMetrics,
+    StatisticsOrder,
+    StatisticsReply,
+    decode,
+    encode,
+    message_hash,
+)
+from hansa_common.metrics import Metrics, decision_threshold, metrics_from_histogram, score_histogram, withhold
+from hansa_common.model import ModelSpec
+from hansa_common.randomness import derived_seed, generator
+from hansa_common.vectors import Vector, num_params
+
+OWN_METRICS_NAME: Final = "own_metrics.json"
+Split = Literal["train", "validation", "test"]
+_CODES: Final = get_args(Refusal.model_fields["code"].annotation)
+_NO_CONTROL: Final = np.zeros(0, np.float32)
+
+_log = logging.getLogger(__name__)
+
+
+class Programs:
+    """The compiled training of one process: one program for each plan, shared by every merchant in it."""
+
+    def __init__(self, agreement: Agreement, capacity_rows: int) -> None:
+        """Compile nothing yet; `capacity_rows` is the most rows that any merchant of this process has."""
+        self.spec = ModelSpec.from_agreement(agreement)
+        self._agreement = agreement
+        self._capacity_rows = capacity_rows
+        self._trainings: dict[int, LocalTraining] = {}
+
+    @classmethod
+    def for_tables(cls, agreement: Agreement, *tables: MerchantTable) -> Programs:
+        """Programs with room for the largest of these tables."""
+        return cls(agreement, max(len(table.labels) for table in tables))
+
+    def training(self, plan: int) -> LocalTraining:
+        """The program of a plan, built at its first use."""
+        if plan not in self._trainings:
+            self._trainings[plan] = LocalTraining(
+                self.spec,
+                self._agreement.model,
+                self._agreement.training.plans[plan],
+                capacity_rows=self._capacity_rows,
+            )
+        return self._trainings[plan]
+
+    def scoring(self) -> LocalTraining:
+        """Any program: all plans score alike."""
+        return self.training(next(iter(self._trainings), 0))
+
+    @cached_property
+    def device(self) -> tuple[str, str]:
+        """The backend and the device that these programs run on."""
+        return describe_device()
+
+
+@dataclass(frozen=True)
+class OwnFigures:
+    """What the finished model does for this merchant: its test rows, and the threshold of its validation rows."""
+
+    run_id: str
+    num_test_rows: int
+    threshold: float | None
+    test: Metrics | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `threshold` and `test` are None where the rows hold one class only."""
+        return {
+            "run_id": self.run_id,
+            "num_test_rows": self.num_test_rows,
+            "threshold": self.threshold,
+            "test": None if self.test is None else self.test.to_json(),
+        }
+
+
+class MerchantTrainer:
+    """One merchant under one agreement, in whatever process; implements trainer_link.Trainer."""
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        merchant: str,
+        table: MerchantTable,
+        *,
+        hash_key: bytes | None,
+        state: VariateStore,
+        programs: Programs,
+        out: Path | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take the merchant's rows and, in `out`, the folder where its own figures are left (None: nowhere).
+
+        `cancelled` is asked as often as the deadline; when it says True, local training stops.
+        """
+        self.table = table
+        self.own_figures: OwnFigures | None = None
+        self._agreement = agreement
+        self._merchant = merchant
+        self._policy = Policy(agreement, merchant)
+        self._hash_key = hash_key
+        self._state = state
+        self._programs = programs
+        self._out = out
+        self._cancelled = cancelled
+        self._preprocessing = ""
+        self._inputs: dict[Split, Inputs] = {}
+
+    def answer(self, order: bytes) -> bytes:
+        """Do what the order asks, within its deadline, or refuse with a code. Never raises."""
+        received = time.monotonic()
+        order_hash = message_hash(order)
+        try:
+            return self._answer(order, order_hash, received)
+        except HansaError as error:
+            _log.error("%s refuses order %s: %s", self._merchant, order_hash[:12], error)
+            code = error.code if error.code in _CODES else "failed"
+        except Exception:  # noqa: BLE001 - the trust boundary: a traceback can hold a row, so none may pass
+            _log.exception("%s failed at order %s", self._merchant, order_hash[:12])
+            code = "failed"
+        return encode(Refusal.model_validate({"merchant": self._merchant, "order_hash": order_hash, "code": code}))
+
+    def _answer(self, message: bytes, order_hash: str, received: float) -> bytes:
+        order = decode(message)
+        if not isinstance(order, Order):
+            raise MessageError(f"{order.KIND} is not an order")
+        self._policy.verify(order)
+        if isinstance(order, RoundOrder):
+            deadline = received + order.deadline_seconds
+            return self._round(order, order_hash, lambda: self._cancelled() or time.monotonic() >= deadline)
+        return encode(self._short_answer(order, order_hash))
+
+    def _short_answer(self, order: Order, order_hash: str) -> Record:
+        match order:
+            case IntroduceOrder():
+                return self._introduction(order_hash)
+            case StatisticsOrder():
+                return self._statistics(order_hash)
+            case EvaluateOrder():
+                return self._evaluation(order, order_hash)
+        raise MessageError(f"{order.KIND} is not an order that a merchant knows")
+
+    def _introduction(self, order_hash: str) -> Introduction:
+        backend, device = self._programs.device
+        return Introduction(
+            merchant=self._merchant, order_hash=order_hash, hansa_version=__version__, backend=backend, device=device
+        )
+
+    def _statistics(self, order_hash: str) -> StatisticsReply:
+        rows = self.table.train
+        columns = {name: values[rows] for name, values in self.table.columns.items()}
+        vector = statistics.measure(self._agreement, columns, self.table.labels[rows], self._hash_key)
+        return StatisticsReply(
+            merchant=self._merchant, order_hash=order_hash, statistics=vector, num_train_rows=len(rows)
+        )
+
+    def _round(self, order: RoundOrder, order_hash: str, should_stop: Callable[[], bool]) -> bytes:
+        weights = self._checked("weights", order.weights)
+        scaffold = self._agreement.training.plans[order.plan].algorithm == "scaffold"
+        control = self._checked("control", order.control) if scaffold else _NO_CONTROL
+        if not scaffold and len(order.control) > 0:
+            raise PolicyError(f"the order brings a control variate, plan {order.plan} has none")
+        self._prepare(order.preprocessing)
+        training = self._programs.training(order.plan)
+        validation = self._histogram(training, weights, "validation")
+        variate = self._variate(order) if scaffold else _NO_CONTROL
+        outcome = self._train(training, order, weights, control - variate if scaffold else None, should_stop)
+        update = outcome.weights - weights
+        delta = self._control_delta(order, control, update, outcome.num_steps) if scaffold else _NO_CONTROL
+        reply = encode(
+            RoundReply(
+                merchant=self._merchant,
+                order_hash=order_hash,
+                round=order.round,
+                num_examples=len(self.table.train),
+                update=_finite("update", update),
+                control_delta=_finite("control_delta", delta),
+                validation=self._released(validation),
+                train_loss=outcome.mean_loss,
+            )
+        )
+        if scaffold:
+            proposal = Variate(order.round, message_hash(weights.tobytes()), message_hash(reply), variate + delta)
+            self._state.propose(order.run_id, order.plan, proposal)
+        return reply
+
+    def _train(
+        self,
+        training: LocalTraining,
+        order: RoundOrder,
+        weights: Vector,
+        correction: Vector | None,
+        should_stop: Callable[[], bool],
+    ) -> TrainingOutcome:
+        purpose = (self._merchant, order.plan, order.round)
+        shuffle = generator(self._agreement.seed, "shuffle", *purpose)
+        num_epochs = self._agreement.training.plans[order.plan].local_epochs
+        num_rows = len(self.table.train)
+        return training.train(
+            weights,
+            self._inputs["train"],
+            self.table.labels[self.table.train],
+            np.stack([shuffle.permutation(num_rows) for _ in range(num_epochs)]),
+            correction=correction,
+            dropout_seed=derived_seed(self._agreement.seed, "dropout", *purpose),
+            should_stop=should_stop,
+        )
+
+    def _variate(self, order: RoundOrder) -> Vector:
+        committed = self._state.begin(order.run_id, order.plan, order.included)
+        if committed is None:
+            return np.zeros_like(order.weights)
+        return self._checked("stored variate", committed)
+
+    def _control_delta(self, order: RoundOrder, control: Vector, update: Vector, num_steps: int) -> Vector:
+        learning_rate = self._agreement.training.plans[order.plan].learning_rate
+        return control_delta(control, update, num_steps, learning_rate)
+
+    def _evaluation(self, order: EvaluateOrder, order_hash: str) -> EvaluateReply:
+        weights = self._checked("weights", order.weights)
+        self._prepare(order.preprocessing)
+        histogram = self._histogram(self._programs.scoring(), weights, order.split)
+        shared = None
+        if order.split == "test":
+            self.own_figures = self._keep_own_figures(order.run_id, weights, histogram)
+            shared = self._shared_metrics(self.own_figures)
+        return EvaluateReply(
+            merchant=self._merchant, order_hash=order_hash, histogram=self._released(histogram), metrics=shared
+        )
+
+    def _keep_own_figures(self, run_id: str, weights: Vector, test_histogram: NDArray[np.int64]) -> OwnFigures:
+        validation = self._histogram(self._programs.scoring(), weights, "validation")
+        figures = OwnFigures(
+            run_id=run_id,
+            num_test_rows=len(self.table.test),
+            threshold=decision_threshold(validation),
+            test=metrics_from_histogram(test_histogram),
+        )
+        if self._out is not None:
+            content = {"merchant": self._merchant, "agreement_fingerprint": self._agreement.fingerprint}
+            text = json.dumps({**content, **figures.to_json()}, indent=2)
+            durable_files.write(self._out / OWN_METRICS_NAME, text.encode())
+        return figures
+
+    def _shared_metrics(self, figures: OwnFigures) -> SharedMetrics | None:
+        privacy = self._agreement.privacy
+        # Ranks of a handful of positives say as much as their scores would: the floor holds for them too.
+        if not privacy.share_metrics or figures.test is None or figures.test.num_positives < privacy.min_positives:
+            return None
+        return SharedMetrics(
+            num_test_rows=figures.num_test_rows, roc_auc=figures.test.roc_auc, pr_auc=figures.test.pr_auc
+        )
+
+    def _checked(self, name: str, vector: Vector) -> Vector:
+        expected = num_params(self._programs.spec.shapes)
+        if len(vector) != expected:
+            raise MessageError(f"{name} has {len(vector)} numbers, the agreed model has {expected}")
+        if not np.isfinite(vector).all():
+            raise MessageError(f"{name} holds a number that is not finite")
+        return vector
+
+    def _prepare(self, preprocessing: str) -> None:
+        """Turn the rows into inputs, unless the last order came with the same preprocessing."""
+        if preprocessing == self._preprocessing:
+            return
+        fitted = FittedPreprocessing.from_json(preprocessing)
+        if fitted.features != self._agreement.features:
+            raise PolicyError("the order's preprocessing is for other features than the agreement's")
+        inputs = fitted.transform(self.table.columns, self._hash_key)
+        self._inputs = {
+            "train": inputs.take(self.table.train),
+            "validation": inputs.take(self.table.validation),
+            "test": inputs.take(self.table.test),
+        }
+        self._preprocessing = preprocessing
+
+    def _histogram(self, scoring: LocalTraining, weights: Vector, split: Split) -> NDArray[np.int64]:
+        rows = {"train": self.table.train, "validation": self.table.validation, "test": self.table.test}[split]
+        return score_histogram(scoring.logits(weights, self._inputs[split]), self.table.labels[rows])
+
+    def _released(self, histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+        return withhold(histogram, self._agreement.privacy.min_positives)
+
+
+def control_delta(control: Vector, update: Vector, num_steps: int, learning_rate: float) -> Vector:
+    """The change of a merchant's variate by option II: c_i+ - c_i = -c + (x - y_i) / (K * learning_rate).
+
+    control: (num_params,) the server's c; update: (num_params,) y_i - x after K = num_steps local steps.
+    Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (2020).
+
+    >>> control_delta(np.float32([0.5]), np.float32([-0.2]), num_steps=2, learning_rate=0.1)
+    array([0.5], dtype=float32)
+    """
+    return -control - update / np.float32(num_steps * learning_rate)
+
+
+def _finite(name: str, vector: Vector) -> Vector:
+    if not np.isfinite(vector).all():
+        raise MerchantError(f"training diverged: {name} holds a number that is not finite; lower the learning rate")
+    return vector

@@ -1,0 +1,184 @@
+"""The resident trainer: a process that loads the merchant's rows and compiles once, and serves every round.
+
+- It listens on a unix socket in a folder that only its user can open, and answers only who knows the token.
+- One order at a time; a second waits a little and is then refused as busy.
+- SIGTERM, SIGINT or the end of its standard input (its parent is gone) stop it: training ends at the next
+  chunk, and what was proposed is already on disk.
+
+It is the merchant's boundary: its peer, the ClientApp, is started by Flower for whatever the coordinator sends.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Final, Self
+
+import grpc
+import typer
+
+from hansa_client import durable_files, trainer_pb2
+from hansa_client.merchant_files import MerchantFiles
+from hansa_client.trainer_link import (
+    CHANNEL_OPTIONS,
+    SERVICE,
+    SOCKET_NAME,
+    TOKEN_METADATA,
+    Trainer,
+    new_access,
+)
+from hansa_common.errors import HansaError, UsageError
+from hansa_common.messages import Refusal, encode, message_hash
+
+BUSY_AFTER_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 10.0
+# Linux takes 107 bytes in a socket's address, macOS 103.
+MAX_SOCKET_PATH_BYTES: Final = 103
+_NUM_CALLS: Final = 4
+
+_log = logging.getLogger(__name__)
+
+
+class TrainerServer:
+    """A trainer behind a socket; a context manager that serves while it is open."""
+
+    def __init__(self, trainer: Trainer, merchant: str, folder: Path) -> None:
+        """Prepare the socket and the access file in a folder that others cannot open.
+
+        Raises:
+            UsageError: others can open the folder, or its path is too long for a socket.
+        """
+        socket = folder / SOCKET_NAME
+        check_socket_folder(folder)
+        access = new_access(merchant)
+        self._trainer = trainer
+        self._merchant = merchant
+        self._token = access.token.encode()
+        self._working = threading.Lock()
+        self._server = grpc.server(
+            ThreadPoolExecutor(_NUM_CALLS), options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=_NUM_CALLS
+        )
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_insecure_port(f"unix:{socket}")
+        access.write(folder)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop(STOP_SECONDS).wait()
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        answer = grpc.unary_unary_rpc_method_handler(
+            self._answer,
+            request_deserializer=trainer_pb2.Order.FromString,
+            response_serializer=trainer_pb2.Reply.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Answer": answer})
+
+    def _answer(self, request: trainer_pb2.Order, context: grpc.ServicerContext) -> trainer_pb2.Reply:
+        token = dict(context.invocation_metadata()).get(TOKEN_METADATA, "")
+        if not hmac.compare_digest(str(token).encode(), self._token):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this trainer's")
+        if not self._working.acquire(timeout=BUSY_AFTER_SECONDS):
+            return trainer_pb2.Reply(encoded=self._busy(request.encoded))
+        try:
+            return trainer_pb2.Reply(encoded=self._trainer.answer(request.encoded))
+        finally:
+            self._working.release()
+
+    def _busy(self, order: bytes) -> bytes:
+        _log.warning("%s is busy with another order", self._merchant)
+        return encode(Refusal(merchant=self._merchant, order_hash=message_hash(order), code="busy"))
+
+
+def check_socket_folder(folder: Path) -> None:
+    """See that a socket can be in the folder, and that only its user can reach it there.
+
+    Raises:
+        UsageError: others can open the folder, or its path is too long.
+    """
+    if folder.stat().st_mode & 0o077:
+        raise UsageError(f"others can open {folder}, where the trainer listens; make it yours alone: chmod 700")
+    num_bytes = len(os.fsencode(folder / SOCKET_NAME))
+    if num_bytes > MAX_SOCKET_PATH_BYTES:
+        raise UsageError(
+            f"the socket path {folder / SOCKET_NAME} has {num_bytes} bytes, a socket takes {MAX_SOCKET_PATH_BYTES}; "
+            "set TMPDIR to a folder with a shorter path"
+        )
+
+
+def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: threading.Event) -> None:
+    """Load, listen in folder, write one line to the descriptor ready, and serve until stop is set.
+
+    Raises:
+        HansaError: the agreement, the data or the folder do not allow it.
+    """
+    # Late, so that a mistake on the command line is told before TensorFlow is loaded.
+    from hansa_client.data import load_table
+    from hansa_client.trainer import MerchantTrainer, Programs
+    from hansa_client.variates import VariateStore
+
+    agreement = files.read_agreement()
+    hash_key = files.read_hash_key(agreement)
+    durable_files.make_private_folder(files.state)
+    with durable_files.exclusive(files.state):
+        table = load_table(files.data, agreement, merchant)
+        programs = Programs.for_tables(agreement, table)
+        trainer = MerchantTrainer(
+            agreement,
+            merchant,
+            table,
+            hash_key=hash_key,
+            state=VariateStore(files.state / "variates"),
+            programs=programs,
+            out=files.state,
+            cancelled=stop.is_set,
+        )
+        backend, device = programs.device
+        with TrainerServer(trainer, merchant, folder):
+            typer.echo(f"{merchant}: {len(table.train)} training rows, {backend} on {device}")
+            os.write(ready, b"ready\n")
+            os.close(ready)
+            stop.wait()
+
+
+def main(
+    agreement: Annotated[Path, typer.Option()],
+    data: Annotated[Path, typer.Option()],
+    merchant: Annotated[str, typer.Option()],
+    state: Annotated[Path, typer.Option()],
+    folder: Annotated[Path, typer.Option(help="A folder of this user alone, for the socket.")],
+    ready: Annotated[int, typer.Option(help="A descriptor to write a line to when orders can come.")],
+    hash_key: Annotated[Path | None, typer.Option()] = None,
+) -> None:
+    """Serve one merchant's trainer; `hansa client start` runs this."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+    try:
+        serve(MerchantFiles(agreement, data, state, hash_key), merchant, folder, ready, stop)
+    except HansaError as error:
+        typer.echo(f"hansa: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stop.set()
+
+
+if __name__ == "__main__":
+    typer.run(main)

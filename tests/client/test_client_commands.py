@@ -1,0 +1,164 @@
+"""`hansa client start` refuses what cannot work with one line, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hansa_client import children
+from hansa_client.client_commands import client
+from hansa_client.flower_node import command, environment
+from hansa_common.addresses import Address
+
+AGREEMENT = """
+task = "fraud"
+roster = ["alpha", "beta"]
+[label]
+column = "fraud"
+[[features]]
+kind = "numeric"
+name = "amount"
+low = 0
+high = 1
+[privacy]
+"""
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    (tmp_path / "agreement.toml").write_text(AGREEMENT)
+    (tmp_path / "rows.csv").write_text("amount,fraud\n0.5,1\n")
+    return {
+        "agreement": str(tmp_path / "agreement.toml"),
+        "data": str(tmp_path / "rows.csv"),
+        "--merchant": "alpha",
+        "--state": str(tmp_path / "state"),
+    }
+
+
+def start(files: dict[str, str]):
+    options = [word for name, value in files.items() if name.startswith("--") for word in (name, value)]
+    return CliRunner().invoke(client, ["start", files["agreement"], files["data"], *options])
+
+
+def refused(files: dict[str, str], exit_code: int, *words: str) -> None:
+    result = start(files)
+    assert result.exit_code == exit_code, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+    assert not Path(files["--state"]).exists()
+
+
+def test_missing_agreement(files):
+    refused({**files, "agreement": "nowhere.toml"}, 2, "nowhere.toml", "cannot be read")
+
+
+def test_missing_table(files):
+    refused({**files, "data": "nowhere.csv"}, 2, "nowhere.csv")
+
+
+def test_merchant_outside_the_roster(files):
+    refused({**files, "--merchant": "mallory"}, 2, "'mallory'", "alpha, beta")
+
+
+@pytest.mark.parametrize("server", ["10.0.0.5:8000", "coordinator.example:8000", "0.0.0.0:8000"])
+def test_coordinator_on_another_machine_and_why(files, server):
+    refused({**files, "--server": server}, 2, server, "without authentication")
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1", "127.0.0.1:0", "127.0.0.1:99999", ":8000", "127.0.0.1:x"])
+def test_address_that_is_none(files, server):
+    refused({**files, "--server": server}, 2, "host:port")
+
+
+def test_coordinator_that_is_not_there(files):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    refused({**files, "--server": f"127.0.0.1:{port}"}, 1, str(port), "hansa server start")
+
+
+def test_hash_key_that_is_not_the_agreed_one(files, tmp_path):
+    (tmp_path / "key").write_text("00" * 32)
+    Path(files["agreement"]).write_text(AGREEMENT + f'hash_key_id = "{"1" * 64}"\n')
+    refused(files, 2, "--hash-key")
+    refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "not the key")
+    (tmp_path / "key").write_text("not hexadecimal")
+    refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "cannot be read")
+
+
+def test_node_is_told_the_socket_and_nothing_of_the_data(tmp_path):
+    words = command(Address("127.0.0.1", 8000), 9999, Path("/run/hansa/trainer.sock"))
+    assert words[-2:] == ["--node-config", 'trainer="/run/hansa/trainer.sock"']
+    assert environment(tmp_path)["FLWR_HOME"] == str(tmp_path)
+    assert environment(tmp_path)["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment(tmp_path)["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def grandchild_program(marker: Path) -> list[str]:
+    """A child that starts a grandchild deaf to SIGTERM, says who they are, and waits."""
+    program = f"""
+        import os, signal, subprocess, sys
+        deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
+        grandchild = subprocess.Popen([sys.executable, "-c", deaf])
+        open({str(marker)!r}, "w").write(str(grandchild.pid))
+        print("ready", flush=True)
+        sys.stdin.buffer.read()
+        """
+    return [sys.executable, "-c", textwrap.dedent(program)]
+
+
+def has_ended(process_descriptor: int, within: float) -> bool:
+    return bool(select.select([process_descriptor], [], [], within)[0])
+
+
+def test_stopping_a_child_stops_all_it_started(tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    with children.running("child", grandchild_program(tmp_path / "pid"), os.environ, log=log) as child:
+        with subprocess.Popen(["tail", "-f", "-n", "+1", log], stdout=subprocess.PIPE) as tail:
+            assert tail.stdout.readline() == b"ready\n"
+            tail.kill()
+        grandchild = os.pidfd_open(int((tmp_path / "pid").read_text()))
+        assert not has_ended(grandchild, within=0)
+    assert child.process.returncode is not None
+    assert has_ended(grandchild, within=30)
+    os.close(grandchild)
+
+
+def test_first_to_end_is_named(tmp_path):
+    waiting = [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"]
+    ending = [sys.executable, "-c", "raise SystemExit(3)"]
+    with (
+        children.running("waiting", waiting, os.environ) as first,
+        children.running("ending", ending, os.environ) as second,
+    ):
+        ended = children.first_to_end([first, second])
+        assert (ended.name, ended.process.returncode) == ("ending", 3)
+
+
+def test_child_ends_when_its_parent_is_killed(tmp_path):
+    """The parent gets a kill -9; its child sees its standard input end."""
+    program = """
+        import os, sys
+        from pathlib import Path
+        from hansa_client import children
+        child = [sys.executable, "-c", "import sys; print('ready', flush=True); sys.stdin.buffer.read(); print('end')"]
+        with children.running("child", child, os.environ):
+            sys.stdin.buffer.read()
+        """
+    command_line = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"ready\n"
+        parent.send_signal(signal.SIGKILL)
+        assert parent.stdout.read() == b"end\n"

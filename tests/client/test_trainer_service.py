@@ -1,0 +1,146 @@
+"""The resident trainer's door: who may knock, what passes, and that no caller waits for ever."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hansa_client import trainer_link, trainer_service
+from hansa_client.trainer_link import ACCESS_NAME, SOCKET_NAME, Access, RemoteTrainer, answer_seconds, new_access
+from hansa_client.trainer_service import TrainerServer, check_socket_folder
+from hansa_common.errors import TransportError, UsageError
+from hansa_common.messages import EvaluateOrder, IntroduceOrder, Refusal, decode, encode, message_hash
+
+
+class Mirror:
+    """A trainer whose reply is the order."""
+
+    def answer(self, order: bytes) -> bytes:
+        return order
+
+
+class Hung:
+    """A trainer that answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.let_go = threading.Event()
+
+    def answer(self, order: bytes) -> bytes:
+        self.started.set()
+        assert self.let_go.wait(60)
+        return order
+
+
+def introduction(deadline_seconds: float = 60.0) -> bytes:
+    return encode(IntroduceOrder(run_id="run", recipient="*", fingerprint="0" * 64, deadline_seconds=deadline_seconds))
+
+
+@pytest.fixture
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("s")
+    folder.chmod(0o700)
+    return folder
+
+
+def remote(folder: Path, access: Access | None = None) -> RemoteTrainer:
+    return RemoteTrainer(folder / SOCKET_NAME, access or Access.read(folder))
+
+
+def test_order_and_reply_pass_unchanged(folder):
+    with TrainerServer(Mirror(), "alpha", folder):
+        assert remote(folder).answer(introduction()) == introduction()
+
+
+def test_message_far_above_grpc_default_limit_passes(folder):
+    order = encode(
+        EvaluateOrder(
+            run_id="run",
+            recipient="alpha",
+            fingerprint="0" * 64,
+            deadline_seconds=60,
+            split="test",
+            preprocessing="",
+            weights=np.zeros(8 * 2**20, np.float32),
+        )
+    )
+    with TrainerServer(Mirror(), "alpha", folder):
+        assert message_hash(remote(folder).answer(order)) == message_hash(order)
+
+
+@pytest.mark.parametrize("token", ["", "0" * 64, "wrong"])
+def test_caller_without_the_token_is_turned_away(folder, token):
+    with TrainerServer(Mirror(), "alpha", folder), pytest.raises(TransportError, match="UNAUTHENTICATED"):
+        remote(folder, Access("alpha", token)).answer(introduction())
+
+
+def test_tokens_are_fresh_and_the_files_private(folder):
+    with TrainerServer(Mirror(), "alpha", folder):
+        assert stat.S_IMODE((folder / ACCESS_NAME).stat().st_mode) == 0o600
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert Access.read(folder).merchant == "alpha"
+    assert new_access("alpha").token != new_access("alpha").token
+    assert len(bytes.fromhex(new_access("alpha").token)) == 32
+
+
+@pytest.mark.parametrize("mode", [0o750, 0o701, 0o770])
+def test_folder_that_others_can_open_is_refused(folder, mode):
+    folder.chmod(mode)
+    with pytest.raises(UsageError, match="chmod 700"):
+        TrainerServer(Mirror(), "alpha", folder)
+
+
+def test_folder_too_long_for_a_socket_is_refused_with_a_way_out(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir(mode=0o700)
+    with pytest.raises(UsageError, match="TMPDIR"):
+        check_socket_folder(folder)
+
+
+def test_order_that_comes_while_another_is_worked_on_is_refused_as_busy(folder, monkeypatch):
+    monkeypatch.setattr(trainer_service, "BUSY_AFTER_SECONDS", 0.1)
+    hung = Hung()
+    with TrainerServer(hung, "alpha", folder):
+        replies: list[bytes] = []
+        first = threading.Thread(target=lambda: replies.append(remote(folder).answer(introduction())))
+        first.start()
+        assert hung.started.wait(30)
+        refusal = decode(remote(folder).answer(introduction()))
+        hung.let_go.set()
+        first.join(30)
+    assert refusal == Refusal(merchant="alpha", order_hash=message_hash(introduction()), code="busy")
+    assert replies == [introduction()]
+
+
+def test_hung_trainer_releases_its_caller_after_deadline_and_grace(folder, monkeypatch):
+    monkeypatch.setattr(trainer_link, "GRACE_SECONDS", 0.2)
+    hung = Hung()
+    with TrainerServer(hung, "alpha", folder):
+        with pytest.raises(TransportError, match="DEADLINE_EXCEEDED"):
+            remote(folder).answer(introduction(deadline_seconds=0.2))
+        hung.let_go.set()
+
+
+def test_absent_trainer_is_an_error_of_transport_at_once(folder):
+    with pytest.raises(TransportError, match="access file"):
+        Access.read(folder)
+    with pytest.raises(TransportError, match="UNAVAILABLE"):
+        remote(folder, new_access("alpha")).answer(introduction())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"merchant": "a"}', '{"merchant": "a", "token": "b", "c": 1}'])
+def test_damaged_access_file_is_an_error_of_transport(folder, content):
+    (folder / ACCESS_NAME).write_text(content)
+    with pytest.raises(TransportError, match="access file"):
+        Access.read(folder)
+
+
+def test_caller_waits_for_the_deadline_that_the_order_gives():
+    assert answer_seconds(introduction(7.0)) == 7.0 + trainer_link.GRACE_SECONDS
+    assert answer_seconds(b"not an order") == trainer_link.UNREADABLE_ORDER_SECONDS
+    reply = encode(Refusal(merchant="alpha", order_hash="0" * 64, code="failed"))
+    assert answer_seconds(reply) == trainer_link.UNREADABLE_ORDER_SECONDS
