@@ -1,0 +1,40 @@
+"""The Flower ServerApp: a run folder in, a trained model and its figures out.
+
+The folder that run config names is the whole interface: run_folder.py says what stands in it. Nothing that can
+change a result or a guarantee is read from anywhere else. A simulation calls the same app with its own grid.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from hansa_server import run_folder
+from hansa_server.federation import run_federation
+from hansa_server.progress import RunProgress
+from hansa_server.run_events import Event, RoundFinished
+
+# The display says what the log says; without a handler of its own, logging would print its warnings twice.
+logging.getLogger("hansa_server").addHandler(logging.NullHandler())
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]  # Flower is followed as untyped
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation whose agreement is in the run folder, and leave its outcome there."""
+    folder = Path(str(context.run_config["run-folder"]))
+    agreement = run_folder.open_run(folder)
+    with run_folder.failure_told(folder), RunProgress() as progress:
+
+        def on_event(event: Event) -> None:
+            progress.show(event)
+            if isinstance(event, RoundFinished):
+                run_folder.add_round(folder, event.to_json())
+
+        result = run_federation(grid, agreement, run_id=uuid.uuid4().hex, on_event=on_event)
+        run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing)

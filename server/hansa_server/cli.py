@@ -1,0 +1,110 @@
+"""`hansa server`: start the coordinator's SuperLink, and train a model over the merchants connected to it.
+
+Development mode: everything listens on this machine only, because nothing here encrypts or authenticates.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from hansa_common.addresses import Address, loopback_address
+from hansa_common.agreement import Agreement, parse_agreement
+from hansa_common.errors import HansaError, RunFailedError, TransportError, UsageError
+from hansa_server import run_folder, superlink
+
+server = typer.Typer(name="server", help="Coordinate a federation.", no_args_is_help=True)
+
+
+@server.command()
+def start(
+    address: Annotated[str, typer.Option(help="Where to listen, on this machine.")] = "127.0.0.1:8000",
+    state: Annotated[Path, typer.Option(help="Where the coordinator's state is kept.")] = Path(".hansa/server"),
+) -> None:
+    """Start the SuperLink that merchants connect to, until Ctrl-C."""
+    try:
+        with _stopped_by_sigterm():
+            _start(loopback_address(address), state.absolute())
+    except KeyboardInterrupt:
+        typer.echo("server: stopped")
+    except HansaError as error:
+        _exit(error)
+
+
+@server.command()
+def train(
+    agreement: Annotated[Path, typer.Argument(help="The agreement (TOML).")],
+    out: Annotated[Path, typer.Option(help="The run's folder; must not exist yet.")],
+    server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    seed: Annotated[int | None, typer.Option(help="Another seed than the agreement's; merchants must agree.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with the results as JSON; progress to stderr.")] = False,
+) -> None:
+    """Train one model over the connected merchants, and leave it with its metrics in a folder."""
+    try:
+        with _stopped_by_sigterm():
+            _train(_read_agreement(agreement, seed), out.absolute(), loopback_address(server), as_json=as_json)
+    except HansaError as error:
+        _exit(error)
+
+
+def _start(address: Address, state: Path) -> None:
+    superlink.check_port_is_free(address)
+    with superlink.running(address, state) as process:
+        typer.echo(f"server: SuperLink on {address}; Ctrl-C stops")
+        code = process.wait()
+        raise TransportError(f"SuperLink ended with code {code}; its log is {state / superlink.LOG_NAME}")
+
+
+def _train(agreement: Agreement, out: Path, address: Address, *, as_json: bool) -> None:
+    if not superlink.is_superlink(address):
+        raise TransportError(f"no SuperLink answers at {address}; start one with `hansa server start`")
+    run_folder.create(out, agreement)
+    progress = sys.stderr if as_json else sys.stdout
+    with tempfile.TemporaryDirectory(prefix="hansa-") as workspace:
+        control = superlink.Control.prepared(Path(workspace), address)
+        run_id = control.start_run(out)
+        try:
+            control.follow_run(run_id, progress.buffer)
+        except KeyboardInterrupt:
+            control.stop_run(run_id)
+            raise RunFailedError(f"run {run_id} was stopped before its end") from None
+    metrics = run_folder.read_outcome(out)
+    if as_json:
+        typer.echo(json.dumps(metrics))
+
+
+def _read_agreement(path: Path, seed: int | None) -> Agreement:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the agreement {path} cannot be read: {error}") from error
+    agreement = parse_agreement(text, str(path))
+    return agreement if seed is None else agreement.with_seed(seed)
+
+
+def _exit(error: HansaError) -> NoReturn:
+    typer.echo(f"hansa: {error}", err=True)
+    raise typer.Exit(error.exit_code)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop the block as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

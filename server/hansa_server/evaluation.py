@@ -1,0 +1,60 @@
+"""Figures of one model over all merchants' rows, from score histograms that add up; no score is seen here.
+
+With fewer than cohort.min_merchants accepted replies there are no figures, for they would be about those few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hansa_common.messages import EvaluateOrder, EvaluateReply, Reply, SharedMetrics
+from hansa_common.metrics import HISTOGRAM_LENGTH, Metrics, metrics_from_histogram
+from hansa_common.vectors import Vector
+from hansa_server.participants import Merchant, Run
+from hansa_server.replies import Split, check_evaluate_reply, max_split_rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The federation's figures (None: withheld, one class only, or too few replies), and each merchant's own
+    where the agreement's share_metrics lets them leave.
+    """
+
+    metrics: Metrics | None
+    shared: Mapping[str, SharedMetrics]
+    dropped: Mapping[str, str]
+
+
+def evaluate(
+    run: Run,
+    merchants: tuple[Merchant, ...],
+    split: Split,
+    preprocessing: str,
+    weights: Vector,
+) -> Evaluation:
+    """Ask these registered merchants, in roster order, what weights (num_params,) float32 do on one part of rows."""
+
+    def order(merchant: Merchant) -> EvaluateOrder:
+        return EvaluateOrder(**run.header(merchant.name), split=split, preprocessing=preprocessing, weights=weights)
+
+    def check(merchant: Merchant, reply: Reply) -> EvaluateReply:
+        max_examples = run.agreement.cohort.max_examples
+        max_rows = max_split_rows(run.agreement.data, split, merchant.num_train_rows, max_examples)
+        return check_evaluate_reply(reply, max_rows)
+
+    histogram = np.zeros(HISTOGRAM_LENGTH, np.int64)
+    shared: dict[str, SharedMetrics] = {}
+    dropped: dict[str, str] = {}
+    for heard in run.ask(f"{split} evaluation", merchants, order, check):
+        name = heard.merchant.name
+        if heard.reply is None:
+            dropped[name] = heard.reason
+            continue
+        histogram += heard.reply.histogram
+        if heard.reply.metrics is not None and run.agreement.privacy.share_metrics:
+            shared[name] = heard.reply.metrics
+    enough = len(merchants) - len(dropped) >= run.agreement.cohort.min_merchants
+    return Evaluation(metrics_from_histogram(histogram) if enough else None, shared, dropped)

@@ -1,0 +1,198 @@
+"""Orders out, replies in, over Flower: one exchange at a time, each bounded in time and in memory.
+
+Promises: every order gets exactly one answer, in the order they were given, whatever arrives when; an answer
+holds a reply only if it decodes, answers this very order and names the merchant it was sent to; else it holds a
+short code. At most WINDOW replies are held here; the others wait where Flower keeps them. An exchange ends at
+the latest GRACE_SECONDS after its deadline. Whether a reply's content can be believed is replies.py's.
+
+code                what happened
+unreachable         Flower could not deliver the order or the reply
+client-error        the node answered with an error of Flower's; its text is not looked at
+deadline            nothing came in time
+message-invalid     what came is not one whole record
+wrong-kind          a record, but no reply
+wrong-order         a reply to another order: an old one, or one that was never sent
+wrong-merchant      a reply from another node, or in another merchant's name
+any Refusal code    the merchant refused
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from hansa_common.errors import MessageError, ReplyError
+from hansa_common.messages import Order, Refusal, Reply, decode, encode, message_hash
+
+RECORD: Final = "hansa"
+FIELD: Final = "message"
+EVERYONE: Final = "*"
+GRACE_SECONDS: Final = 15.0
+WINDOW: Final = 8
+FIRST_WAIT_SECONDS: Final = 0.05
+LONGEST_WAIT_SECONDS: Final = 0.5
+_WAIT_GROWTH: Final = 1.5
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where time comes from: seconds on a clock that never goes back, and a way to let some pass."""
+
+    now: Callable[[], float] = time.monotonic
+    wait: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Addressed:
+    """An order and the node it goes to."""
+
+    node_id: int
+    order: Order
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What is remembered of an order that went out; `message_id` is None where it could not."""
+
+    node_id: int
+    recipient: str
+    order_hash: str
+    num_bytes: int
+    message_id: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply that answers its order, or the code of what happened instead (`code` is '' with a reply)."""
+
+    sent: Sent
+    code: str
+    reply: Reply | None = None
+    reply_hash: str = ""
+    bytes_received: int = 0
+
+
+class Patience:
+    """How long to wait before looking again: short at first, longer the longer nothing comes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seconds = FIRST_WAIT_SECONDS
+
+    def reset(self) -> None:
+        """Something came: look again soon."""
+        self._seconds = FIRST_WAIT_SECONDS
+
+    def wait(self, until: float) -> None:
+        """Wait, but not beyond a moment of the clock."""
+        self._clock.wait(min(self._seconds, max(0.0, until - self._clock.now())))
+        self._seconds = min(self._seconds * _WAIT_GROWTH, LONGEST_WAIT_SECONDS)
+
+
+class Exchange:
+    """The coordinator's end of Flower's grid."""
+
+    def __init__(self, grid: Grid, clock: Clock) -> None:
+        self.clock = clock
+        self._grid = grid
+
+    def node_ids(self) -> list[int]:
+        """The nodes connected now, in ascending order."""
+        return sorted(int(node_id) for node_id in self._grid.get_node_ids())
+
+    def ask(self, orders: Iterable[Addressed], deadline_seconds: float) -> Iterator[Answer]:
+        """Send orders and yield their answers, in the order given.
+
+        Each order is encoded when it is sent and not kept, so that `orders` may make them one by one.
+        """
+        # As many seconds again, so that a reply that waits its turn to be fetched does not expire meanwhile.
+        ttl = 2 * (deadline_seconds + GRACE_SECONDS)
+        sent = deque(self.send(addressed, ttl) for addressed in orders)
+        until = self.clock.now() + deadline_seconds + GRACE_SECONDS
+        patience, early = Patience(self.clock), dict[Sent, Answer]()
+        while sent:
+            head = sent[0]
+            if head in early or head.message_id is None:
+                sent.popleft()
+                yield early.pop(head, Answer(head, "unreachable"))
+            elif arrived := self.fetch(item for item in itertools.islice(sent, WINDOW) if item not in early):
+                early.update((answer.sent, answer) for answer in arrived)
+                patience.reset()
+            elif self.clock.now() >= until:
+                sent.popleft()
+                yield Answer(head, "deadline")
+            else:
+                patience.wait(until)
+
+    def send(self, addressed: Addressed, ttl: float) -> Sent:
+        """Send one order; Flower forgets it, undelivered, after ttl seconds."""
+        encoded = encode(addressed.order)
+        content = RecordDict({RECORD: ConfigRecord({FIELD: encoded})})
+        message = Message(content, addressed.node_id, "train", ttl=ttl)
+        message_id = next(iter(self._grid.push_messages([message])), None)
+        return Sent(
+            addressed.node_id,
+            addressed.order.recipient,
+            message_hash(encoded),
+            len(encoded),
+            None if message_id is None else str(message_id),
+        )
+
+    def fetch(self, sent: Iterable[Sent]) -> list[Answer]:
+        """The answers to these orders that are there by now, each handed out once."""
+        by_id = {item.message_id: item for item in sent if item.message_id is not None}
+        if not by_id:
+            return []
+        answers = []
+        for message in self._grid.pull_messages(list(by_id)):
+            # Flower's own errors come from another node than the one asked: only this id says what they answer.
+            item = by_id.pop(message.metadata.reply_to_message_id, None)
+            if item is not None:
+                answers.append(_answer(message, item))
+        return answers
+
+
+def _answer(message: Message, sent: Sent) -> Answer:
+    from_its_node = message.metadata.src_node_id == sent.node_id
+    if message.has_error():
+        return Answer(sent, "client-error" if from_its_node else "unreachable")
+    content = _content(message)
+    try:
+        reply = _reply(content, sent)
+    except MessageError as error:
+        return Answer(sent, error.code, bytes_received=len(content))
+    except ReplyError as error:
+        return Answer(sent, error.reason, bytes_received=len(content))
+    if not from_its_node:
+        return Answer(sent, "wrong-merchant", bytes_received=len(content))
+    if isinstance(reply, Refusal):
+        return Answer(sent, reply.code, bytes_received=len(content))
+    return Answer(sent, "", reply, message_hash(content), len(content))
+
+
+def _content(message: Message) -> bytes:
+    """The one field of the one record, or no bytes at all, which decode to nothing."""
+    content = message.content if message.has_content() else {}
+    record = content.get(RECORD) if len(content) == 1 else None
+    if not isinstance(record, ConfigRecord) or len(record) != 1:
+        return b""
+    field = record.get(FIELD)
+    return field if isinstance(field, bytes) else b""
+
+
+def _reply(content: bytes, sent: Sent) -> Reply:
+    reply = decode(content)
+    if not isinstance(reply, Reply):
+        raise ReplyError("wrong-kind", f"{reply.KIND} is no reply")
+    if reply.order_hash != sent.order_hash:
+        raise ReplyError("wrong-order", "the reply answers another order")
+    if sent.recipient not in {EVERYONE, reply.merchant}:
+        raise ReplyError("wrong-merchant", f"{sent.recipient!r} was asked, {reply.merchant!r} answered")
+    return reply

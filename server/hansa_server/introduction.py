@@ -1,0 +1,148 @@
+"""Who takes part: every connected node is asked for its merchant's name, and each name must be one node's alone.
+
+| a node                                          | outcome                                                     |
+|-------------------------------------------------|-------------------------------------------------------------|
+| names a merchant of the roster                  | takes part                                                  |
+| names another, or approved another agreement    | refused, and told as an event                               |
+| names a merchant that another node names too    | neither takes part, unless one leaves before the wait is over |
+| errs, is busy or does not answer                | is asked again, until the wait is over                      |
+
+The wait ends when the whole roster is there, or after cohort.wait_seconds. Where the agreement's roster is empty
+anyone may come, and it ends as soon as cohort.min_merchants are there; merchants then stand in order of name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from hansa_common.agreement import MerchantName
+from hansa_common.errors import RunFailedError
+from hansa_common.messages import IntroduceOrder, Introduction
+from hansa_server.exchange import EVERYONE, GRACE_SECONDS, Addressed, Answer, Patience, Sent
+from hansa_server.participants import Merchant, Run
+from hansa_server.run_events import MerchantsIntroduced, NodeRefused
+
+# An introduction needs no work, but its process may have to start first.
+INTRODUCTION_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 2.0
+# When everyone is there, nodes that have not answered yet may still be somebody's double.
+SETTLE_SECONDS: Final = 5.0
+_PASSING: Final = frozenset({"unreachable", "client-error", "deadline", "busy", "failed"})
+
+
+def introduce(run: Run) -> tuple[Merchant, ...]:
+    """Wait for the run's merchants and return them in roster order.
+
+    Raises:
+        RunFailedError: fewer than cohort.min_merchants came within cohort.wait_seconds.
+    """
+    cohort, roster, clock = run.agreement.cohort, run.agreement.roster, run.exchange.clock
+    until, patience, door = clock.now() + cohort.wait_seconds, Patience(clock), _Door(run)
+    while not door.is_complete() and clock.now() < until:
+        if door.look():
+            patience.reset()
+        else:
+            patience.wait(until)
+    merchants = door.admitted()
+    missing = tuple(name for name in roster if name not in {merchant.name for merchant in merchants})
+    if len(merchants) < cohort.min_merchants:
+        raise RunFailedError(
+            f"{len(merchants)} merchants came within {cohort.wait_seconds:g} seconds, "
+            f"cohort.min_merchants is {cohort.min_merchants}"
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + (f"; refused: {'; '.join(sorted(door.refusals))}" if door.refusals else "")
+        )
+    run.tell(MerchantsIntroduced(tuple(merchant.name for merchant in merchants), missing))
+    return merchants
+
+
+class _Door:
+    """Which nodes were asked, and what they said."""
+
+    def __init__(self, run: Run) -> None:
+        self.refusals: set[str] = set()
+        self._run = run
+        self._pending: dict[Sent, float] = {}
+        self._ask_at: dict[int, float] = {}
+        self._claims: dict[int, Merchant] = {}
+        self._complete_since: float | None = None
+
+    def look(self) -> bool:
+        """Ask the nodes that are due, take what has come, and say whether anything has."""
+        now, connected = self._run.exchange.clock.now(), self._run.exchange.node_ids()
+        # A merchant that restarts comes back as another node; its old self must not stand in its way.
+        self._claims = {node_id: claim for node_id, claim in self._claims.items() if node_id in connected}
+        for node_id in connected:
+            if now >= self._ask_at.get(node_id, now):
+                self._send(node_id, now)
+        answers = self._run.exchange.fetch(self._pending)
+        answers += [Answer(sent, "unreachable") for sent in self._pending if sent.message_id is None]
+        answered = {answer.sent for answer in answers}
+        answers += [Answer(s, "deadline") for s, until in self._pending.items() if now >= until and s not in answered]
+        for answer in answers:
+            del self._pending[answer.sent]
+            self._take(answer, now)
+        return bool(answers)
+
+    def is_complete(self) -> bool:
+        """Whether there is nobody left to wait for."""
+        roster, present = self._run.agreement.roster, {merchant.name for merchant in self.admitted()}
+        enough = present >= set(roster) if roster else len(present) >= self._run.agreement.cohort.min_merchants
+        now = self._run.exchange.clock.now()
+        if not enough:
+            self._complete_since = None
+            return False
+        self._complete_since = now if self._complete_since is None else self._complete_since
+        return not self._pending or now >= self._complete_since + SETTLE_SECONDS
+
+    def admitted(self) -> tuple[Merchant, ...]:
+        """The merchants whose name one node alone claims, in roster order."""
+        claims, roster = self._claims.values(), self._run.agreement.roster
+        times = Counter(claim.name for claim in claims)
+        by_name = {claim.name: claim for claim in claims if times[claim.name] == 1}
+        return tuple(by_name[name] for name in roster or sorted(by_name) if name in by_name)
+
+    def _send(self, node_id: int, now: float) -> None:
+        header = {**self._run.header(EVERYONE), "deadline_seconds": INTRODUCTION_SECONDS}
+        ttl = INTRODUCTION_SECONDS + GRACE_SECONDS
+        sent = self._run.exchange.send(Addressed(node_id, IntroduceOrder(**header)), ttl)
+        self._pending[sent] = now + ttl
+        self._ask_at[node_id] = float("inf")
+
+    def _take(self, answer: Answer, now: float) -> None:
+        node_id = answer.sent.node_id
+        if not isinstance(answer.reply, Introduction):
+            self._refuse(node_id, answer.code or "wrong-kind")
+            if answer.code in _PASSING:
+                self._ask_at[node_id] = now + RETRY_SECONDS
+            return
+        reply = answer.reply
+        if not self._is_expected(reply.merchant):
+            self._refuse(node_id, "unknown-name", reply.merchant)
+            return
+        if reply.merchant in _names(self._claims.values()):
+            self._refuse(node_id, "name-claimed-twice", reply.merchant)
+        self._claims[node_id] = Merchant(reply.merchant, node_id, reply.backend, reply.device)
+
+    def _is_expected(self, name: str) -> bool:
+        if self._run.agreement.roster:
+            return name in self._run.agreement.roster
+        try:
+            TypeAdapter(MerchantName).validate_python(name)
+        except ValidationError:
+            return False
+        return True
+
+    def _refuse(self, node_id: int, reason: str, name: str = "") -> None:
+        refusal = NodeRefused(node_id, reason, name)
+        if refusal.line not in self.refusals:
+            self.refusals.add(refusal.line)
+            self._run.tell(refusal)
+
+
+def _names(merchants: Iterable[Merchant]) -> set[str]:
+    return {merchant.name for merchant in merchants}

@@ -1,0 +1,102 @@
+"""The merchants of a run, and the one way to ask them something.
+
+Every question goes to merchants in roster order, every reply is checked before it is used, and every one that is
+left out is told as an event with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from hansa_common.agreement import Agreement
+from hansa_common.errors import ReplyError
+from hansa_common.messages import Order, Reply
+from hansa_server.exchange import Addressed, Answer, Exchange
+from hansa_server.run_events import Event, ReplyDropped
+
+Checked = TypeVar("Checked")
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Merchant:
+    """A merchant that takes part: its name in the roster, its node, and what it introduced itself with.
+
+    `num_train_rows` is what it registered with its statistics, 0 before; its replies weigh that much.
+    """
+
+    name: str
+    node_id: int
+    backend: str
+    device: str
+    num_train_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Heard(Generic[Checked]):
+    """What came of asking one merchant: a checked reply, or the reason why there is none."""
+
+    merchant: Merchant
+    answer: Answer
+    reply: Checked | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run under one agreement: how to reach its merchants, and whom to tell what happens."""
+
+    exchange: Exchange
+    agreement: Agreement
+    fingerprint: str
+    run_id: str
+    on_event: Callable[[Event], None]
+
+    def tell(self, event: Event) -> None:
+        """Log an event and hand it on."""
+        _log.log(event.level, "%s", event.line)
+        self.on_event(event)
+
+    def header(self, recipient: str) -> dict[str, Any]:
+        """The fields that every order has."""
+        return {
+            "run_id": self.run_id,
+            "recipient": recipient,
+            "fingerprint": self.fingerprint,
+            "deadline_seconds": self.agreement.cohort.deadline_seconds,
+        }
+
+    def ask(
+        self,
+        stage: str,
+        merchants: Sequence[Merchant],
+        order: Callable[[Merchant], Order],
+        check: Callable[[Merchant, Reply], Checked],
+    ) -> Iterator[Heard[Checked]]:
+        """Send each merchant its order and yield what came of it, in the order of the merchants.
+
+        `check` raises ReplyError for a reply that is not to be believed; then the reply is None.
+        """
+        orders = (Addressed(merchant.node_id, order(merchant)) for merchant in merchants)
+        answers = self.exchange.ask(orders, self.agreement.cohort.deadline_seconds)
+        for merchant, answer in zip(merchants, answers, strict=True):
+            heard = _heard(merchant, answer, check)
+            if isinstance(heard, ReplyError):
+                self.tell(ReplyDropped(merchant.name, stage, heard.reason, str(heard)))
+                heard = Heard[Checked](merchant, answer, None, heard.reason)
+            yield heard
+
+
+def _heard(
+    merchant: Merchant, answer: Answer, check: Callable[[Merchant, Reply], Checked]
+) -> Heard[Checked] | ReplyError:
+    if answer.reply is None:
+        return ReplyError(answer.code, "")
+    try:
+        return Heard(merchant, answer, check(merchant, answer.reply), "")
+    except ReplyError as error:
+        return error

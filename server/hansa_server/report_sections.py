@@ -1,0 +1,251 @@
+"""What the report says: a run in the shape of metrics.json -> sentences, figures and notices.
+
+Every part that a run lacks (real processes have no baselines, and no merchant's figures unless it shares
+them) leaves its sentence out; nothing is guessed. Alone and together are compared on the same rows:
+the average over merchants of each one's own test rows, weighted by their number. Pure; the page is report.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hansa_server import report_words as words
+from hansa_server.report_figures import Gain, Trail
+from hansa_server.report_words import number, part
+
+Run = Mapping[str, Any]
+
+MEASURES: Final = {"pr_auc": "PR-AUC", "roc_auc": "ROC-AUC"}
+PARTIES: Final = {"local": "Alone", "federated": "Together", "pooled": "Pooled"}
+_NOTICEABLE: Final = 0.0005
+_TASKS: Final = {
+    "fraud": ("fraud", "frauds", "honest rows", "recall_at_1_fpr", "1 %"),
+    "purchase": ("purchase", "buyers", "non-buyers", "recall_at_5_fpr", "5 %"),
+}
+_OTHER_TASK: Final = ("scoring", "positives", "negatives", "recall_at_5_fpr", "5 %")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large figure."""
+
+    title: str
+    value: str
+    detail: str
+    main: bool = False
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something to be seen before anything else; kind is warn, good or quiet."""
+
+    kind: str
+    title: str
+    lines: tuple[str, ...]
+
+
+def task_words(run: Run) -> tuple[str, str, str, str, str]:
+    """(model of what, positives, negatives, the recall that counts, at which false positives)."""
+    return _TASKS.get(str(run.get("task")), _OTHER_TASK)
+
+
+def merchants(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The merchants' parts of a run, in the order of their names."""
+    return {str(name): part(values) for name, values in sorted(part(run, "merchants").items())}
+
+
+def averages(run: Run, measure: str) -> dict[str, float]:
+    """Mean over merchants weighted by test rows, of those who have both figures alone and together.
+
+    A party is left out where one of these merchants has no figure of it.
+    """
+    rows = [
+        ({party: number(values, party, measure) for party in PARTIES}, number(values, "num_test_rows") or 0.0)
+        for values in merchants(run).values()
+        if number(values, "local", measure) is not None and number(values, "federated", measure) is not None
+    ]
+    weight = sum(num_rows for _, num_rows in rows)
+    means = {}
+    for party in PARTIES:
+        figures = [(figure, num_rows) for own, num_rows in rows if (figure := own[party]) is not None]
+        if weight and len(figures) == len(rows):
+            means[party] = sum(figure * num_rows for figure, num_rows in figures) / weight
+    return means
+
+
+def sentences(run: Run) -> tuple[str, ...]:
+    """What was trained and what it was worth, for someone who reads nothing else."""
+    who = words.plural(len(merchants(run)), "merchant") if merchants(run) else "Several merchants"
+    trained = f"{who} trained one {task_words(run)[0]} model without showing each other a single row."
+    return tuple(line for line in (trained, _worth(run), _against_pooled(run), _in_practice(run)) if line)
+
+
+def _worth(run: Run) -> str:
+    means = averages(run, "pr_auc")
+    if not means:
+        together, base = number(run, "federated", "pr_auc"), base_rate(run)
+        if together is None or base is None:
+            return "Its figures were withheld: the test rows hold too few positives to be released."
+        return (
+            f"On rows it had never seen it reaches a PR-AUC of {words.area(together)}, where guessing gives "
+            f"{words.area(base)}. What that is worth against training alone was not measured in this run."
+        )
+    alone, together = means["local"], means["federated"]
+    if abs(together - alone) < _NOTICEABLE:
+        return f"For the average merchant that changed nothing: PR-AUC is {words.area(together)}, alone or together."
+    verb = "raised" if together > alone else "lowered"
+    return (
+        f"For the average merchant that {verb} PR-AUC from {words.area(alone)} alone to "
+        f"{words.area(together)} together, {words.signed(together - alone)}."
+    )
+
+
+def _against_pooled(run: Run) -> str:
+    means = averages(run, "pr_auc")
+    if "pooled" not in means:
+        return ""
+    gap = means["federated"] - means["pooled"]
+    if abs(gap) < _NOTICEABLE:
+        return "That is as good as pooling all rows in one place."
+    place = "below" if gap < 0 else "above"
+    return f"That is {abs(gap):.3f} {place} what pooling all rows in one place gives."
+
+
+def _in_practice(run: Run) -> str:
+    _, positives, negatives, key, share = task_words(run)
+    recall = number(run, "federated", key)
+    if recall is None:
+        return ""
+    found = words.percent(recall)
+    return f"Where {share} of the {negatives} may be flagged by mistake, it finds {found} of the {positives}."
+
+
+def base_rate(run: Run) -> float | None:
+    """Share of positives among the test rows: the PR-AUC of guessing."""
+    rows, positives = (number(run, "federated", key) for key in ("num_rows", "num_positives"))
+    return positives / rows if rows and positives is not None else None
+
+
+def tiles(run: Run) -> tuple[Tile, ...]:
+    """Alone, together and pooled side by side; without baselines the shared model's own figures."""
+    pr_auc, roc_auc = averages(run, "pr_auc"), averages(run, "roc_auc")
+    titles = {"local": "Each one alone", "federated": "Together", "pooled": "All rows pooled"}
+    if pr_auc:
+        return tuple(
+            Tile(
+                titles[party],
+                words.area(pr_auc[party]),
+                f"ROC-AUC {words.area(roc_auc.get(party))}",
+                party == "federated",
+            )
+            for party in pr_auc
+        )
+    _, positives, negatives, key, share = task_words(run)
+    if number(run, "federated", "pr_auc") is None:
+        return ()
+    return (
+        Tile(
+            "PR-AUC",
+            words.area(number(run, "federated", "pr_auc")),
+            f"guessing {words.area(base_rate(run))}",
+            main=True,
+        ),
+        Tile("ROC-AUC", words.area(number(run, "federated", "roc_auc")), "guessing 0.500"),
+        Tile(
+            f"{positives.capitalize()} found",
+            words.percent(number(run, "federated", key)),
+            f"at {share} of {negatives} flagged",
+        ),
+    )
+
+
+def gains(run: Run, measure: str) -> list[Gain]:
+    """Merchants whose gain is known with its interval, the largest PR-AUC gain first."""
+    order = sorted(merchants(run).items(), key=lambda item: -(number(item[1], "gain", "pr_auc", "estimate") or 0.0))
+    found = []
+    for name, values in order:
+        estimate, low, high = (number(values, "gain", measure, key) for key in ("estimate", "low", "high"))
+        if estimate is not None and low is not None and high is not None:
+            found.append(Gain(name, estimate, low, high))
+    return found
+
+
+def worse_off(run: Run) -> dict[str, str]:
+    """Merchants whose whole interval lies below zero, in either measure, and by how much."""
+    worse: dict[str, list[str]] = {}
+    for measure, title in MEASURES.items():
+        for gain in gains(run, measure):
+            if gain.high < 0.0:
+                figures = part(run, "merchants", gain.merchant, "gain", measure)
+                worse.setdefault(gain.merchant, []).append(f"{title} {words.interval(figures)}")
+    return {name: ", ".join(lines) for name, lines in worse.items()}
+
+
+def notice(run: Run) -> Notice:
+    """Who is worse off together than alone, by name, or that nobody is, or that nobody measured it."""
+    known = gains(run, "pr_auc")
+    if not known:
+        only = "To compare, every merchant would have to train a model of its own as well; in this run none did."
+        return Notice("quiet", "Whether each merchant gains was not measured in this run", (only,))
+    lines = [_how_many_gain(known)]
+    if missing := [name for name in merchants(run) if name not in {gain.merchant for gain in known}]:
+        lines.append(f"Not compared, for want of figures: {words.names(missing)}.")
+    worse = worse_off(run)
+    if not worse:
+        return Notice("good", "No merchant does worse together than alone, beyond what chance explains", tuple(lines))
+    named = [f"{name}: {figures}, together minus alone with 95 % interval." for name, figures in worse.items()]
+    title = f"{words.plural(len(worse), 'merchant')} {'does' if len(worse) == 1 else 'do'} worse together than alone"
+    advice = "For such a merchant its own model is the better one on these rows."
+    return Notice("warn", title, (*named, advice, *lines))
+
+
+def _how_many_gain(known: list[Gain]) -> str:
+    ahead = sum(gain.low > 0.0 for gain in known)
+    compared = words.plural(len(known), "merchant")
+    if ahead == len(known):
+        return f"All of the {compared} compared clearly gain PR-AUC."
+    unsure = sum(gain.low <= 0.0 <= gain.high for gain in known)
+    clearly = f"{ahead} of {compared} clearly {'gains' if ahead == 1 else 'gain'} PR-AUC"
+    return f"{clearly}; for {unsure} the test rows cannot tell." if unsure else f"{clearly}."
+
+
+def pooled_interval(run: Run) -> str:
+    """How sure the distance to the pooled model is, or nothing."""
+    gap = part(run, "intervals", "federated_minus_pooled")
+    known = [f"{words.interval(gap.get(measure))} {title}" for measure, title in MEASURES.items() if part(gap, measure)]
+    return f"Together minus pooled, with 95 % interval: {words.names(known)}." if known else ""
+
+
+def rounds(run: Run) -> list[Mapping[str, Any]]:
+    """The run's rounds, each a mapping with its number."""
+    entries = run.get("rounds")
+    return (
+        [entry for entry in entries if number(entry, "round") is not None] if isinstance(entries, list | tuple) else []
+    )
+
+
+def kept_round(run: Run) -> int | None:
+    """How many rounds stand behind the model that was kept."""
+    best = number(run, "best_round")
+    return None if best is None else int(best)
+
+
+def trails(run: Run, measure: str) -> list[Trail]:
+    """Validation by rounds trained, for each plan. A round validates the model that comes in to it."""
+    by_plan: dict[int, list[tuple[int, float]]] = {}
+    for entry in rounds(run):
+        value = number(entry, "validation", measure)
+        if value is not None:
+            by_plan.setdefault(int(number(entry, "plan") or 0), []).append((int(entry["round"]) - 1, value))
+    kept = int(number(rounds(run)[-1], "plan") or 0) if rounds(run) else 0
+    single = len(by_plan) == 1
+    return [
+        Trail(
+            "together" if single else f"plan {plan + 1}" + ("" if plan == kept else ", tried"),
+            tuple(points),
+            plan == kept,
+        )
+        for plan, points in sorted(by_plan.items())
+    ]

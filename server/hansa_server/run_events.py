@@ -1,0 +1,245 @@
+"""What happens in a run, as frozen records that a display or a log can use. None holds a row, an update or a key.
+
+`line` says it in one sentence; `level` is logging's. A word that came from a node is shown quoted and escaped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hansa_common.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of what happens in a run."""
+
+    @property
+    def level(self) -> int:
+        """How much it matters, as logging counts it."""
+        return logging.INFO
+
+    @property
+    def line(self) -> str:
+        """What happened, in one line."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """The run waits for its merchants."""
+
+    run_id: str
+    agreement_name: str
+    fingerprint: str
+    roster: tuple[str, ...]
+    num_rounds: int
+
+    @property
+    def line(self) -> str:
+        who = _merchants(len(self.roster)) if self.roster else "merchants"
+        return f"{self.agreement_name}: agreement {self.fingerprint[:12]}, run {self.run_id}; waiting for {who}"
+
+
+@dataclass(frozen=True)
+class NodeRefused(Event):
+    """A node does not take part, at least for now."""
+
+    node_id: int
+    reason: str
+    claimed_name: str = ""
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
+
+    @property
+    def line(self) -> str:
+        name = f" that calls itself {self.claimed_name!r}" if self.claimed_name else ""
+        return f"node {self.node_id}{name} is not taken: {self.reason}"
+
+
+@dataclass(frozen=True)
+class MerchantsIntroduced(Event):
+    """These merchants take part; those of the roster who did not come are missing."""
+
+    names: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        missing = f"; missing: {', '.join(self.missing)}" if self.missing else ""
+        return f"{_merchants(len(self.names))}: {', '.join(self.names)}{missing}"
+
+
+@dataclass(frozen=True)
+class ReplyDropped(Event):
+    """A merchant's reply to one order is left out."""
+
+    merchant: str
+    stage: str
+    reason: str
+    detail: str = ""
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
+
+    @property
+    def line(self) -> str:
+        return f"{self.stage}: {self.merchant} is left out, {self.reason}" + (self.detail and f" ({self.detail})")
+
+
+@dataclass(frozen=True)
+class RoundStarted(Event):
+    """A round's orders go out."""
+
+    round: int
+    plan: int
+    cohort: tuple[str, ...]
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
+
+    @property
+    def line(self) -> str:
+        return f"round {self.round}: asking {_merchants(len(self.cohort))}"
+
+
+@dataclass(frozen=True)
+class ReplyReceived(Event):
+    """One merchant of the round is done with, dropped or not."""
+
+    round: int
+    merchant: str
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
+
+    @property
+    def line(self) -> str:
+        return f"round {self.round}: {self.merchant} answered"
+
+
+@dataclass(frozen=True)
+class RoundFinished(Event):
+    """A round is over. `validation` is of the model that came in, None where withheld or too few replied."""
+
+    round: int
+    plan: int
+    seconds: float
+    cohort: tuple[str, ...]
+    dropped: Mapping[str, str]
+    aggregated: bool
+    validation: Metrics | None
+    train_loss: float | None
+    bytes_received: int
+    bytes_sent: int
+
+    @property
+    def level(self) -> int:
+        return logging.INFO if self.aggregated else logging.WARNING
+
+    @property
+    def line(self) -> str:
+        replies = f"{len(self.cohort) - len(self.dropped)} of {_merchants(len(self.cohort))}"
+        came_in = "withheld" if self.validation is None else f"{self.validation.pr_auc:.4f}"
+        outcome = "" if self.aggregated else "; too few replies, the last model stays"
+        return (
+            f"round {self.round}: {replies}, validation PR-AUC of the incoming model {came_in}, "
+            f"{self.seconds:.1f} s{outcome}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The round's entry in metrics.json and its line in rounds.jsonl."""
+        return {
+            "round": self.round,
+            "plan": self.plan,
+            "seconds": self.seconds,
+            "cohort": list(self.cohort),
+            "dropped": dict(self.dropped),
+            "aggregated": self.aggregated,
+            "validation": areas(self.validation),
+            "train_loss": self.train_loss,
+            "bytes_received": self.bytes_received,
+            "bytes_sent": self.bytes_sent,
+        }
+
+
+@dataclass(frozen=True)
+class ModelValidated(Event):
+    """The model after a round, and the best so far of its plan."""
+
+    model_round: int
+    pr_auc: float
+    best_round: int
+    best_pr_auc: float
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
+
+    @property
+    def line(self) -> str:
+        return f"model after round {self.model_round}: validation PR-AUC {self.pr_auc:.4f}"
+
+
+@dataclass(frozen=True)
+class PlanChosen(Event):
+    """Of several candidates, this one goes on."""
+
+    plan: int
+    algorithm: str
+    pr_auc: float | None
+
+    @property
+    def line(self) -> str:
+        figure = "validation withheld" if self.pr_auc is None else f"validation PR-AUC {self.pr_auc:.4f}"
+        return f"plan {self.plan + 1} ({self.algorithm}) goes on: {figure}"
+
+
+@dataclass(frozen=True)
+class StoppedEarly(Event):
+    """Further rounds no longer improved the model."""
+
+    round: int
+    best_round: int
+
+    @property
+    def line(self) -> str:
+        return f"stopped after round {self.round}: nothing better since round {self.best_round}"
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """The kept model and its figures on the federation's test rows."""
+
+    best_round: int
+    test: Metrics | None
+
+    @property
+    def line(self) -> str:
+        if self.test is None:
+            return f"model after round {self.best_round} kept; its test figures are withheld"
+        return (
+            f"model after round {self.best_round} kept: test PR-AUC {self.test.pr_auc:.4f}, "
+            f"ROC-AUC {self.test.roc_auc:.4f}"
+        )
+
+
+def areas(metrics: Metrics | None) -> dict[str, float] | None:
+    """The two figures that are shown everywhere, or None.
+
+    >>> areas(None) is None
+    True
+    """
+    return None if metrics is None else {"roc_auc": metrics.roc_auc, "pr_auc": metrics.pr_auc}
+
+
+def _merchants(count: int) -> str:
+    return f"{count} merchant" + ("" if count == 1 else "s")

@@ -1,0 +1,185 @@
+"""A run's folder: all that a run takes and all that it leaves, so that any process can start it or read it.
+
+file               written by       holds
+agreement.json     create           the agreement, canonical: its SHA-256 is the fingerprint
+agreement.toml     create           the same as its author wrote it, where that is known
+rounds.jsonl       the run          one line a round, as it ends (a kill can cut the last line short)
+model/             the run, last    spec.json, weights.npz, preprocessing.json; equal models have equal bytes
+report.html        the run, last    the report
+metrics.json       the run, last    the figures; where it is, the run is finished
+failure.txt        the run          why it failed, instead of the last three
+
+Each file is there whole or not at all (but for rounds.jsonl), and on disk when its writer returns. A finished run
+is never written over unless the caller says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
+from hansa_common.features import FittedPreprocessing
+from hansa_common.model import ModelSpec, save_model
+from hansa_common.vectors import Vector
+from hansa_server.report import render_report
+
+AGREEMENT: Final = "agreement.json"
+AGREEMENT_TOML: Final = "agreement.toml"
+ROUNDS: Final = "rounds.jsonl"
+MODEL: Final = "model"
+REPORT: Final = "report.html"
+METRICS: Final = "metrics.json"
+FAILURE: Final = "failure.txt"
+_UNFINISHED: Final = ".unfinished"
+
+
+def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overwrite: bool = False) -> None:
+    """Make the folder of a run that has not begun; what an earlier run left in it is removed.
+
+    Raises:
+        UsageError: it holds a finished run and overwrite is not set, or something that is no run, or cannot be made.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be a run's folder: {error.strerror}") from error
+    if names and AGREEMENT not in names:
+        raise UsageError(f"{folder} holds other things than a run; give a folder that does not exist yet")
+    if METRICS in names and not overwrite:
+        raise UsageError(f"{folder} holds a finished run; give another folder, or say that it may be overwritten")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+        if toml is not None:
+            _write(folder / AGREEMENT_TOML, toml.encode())
+        _write(folder / AGREEMENT, agreement.canonical_json())
+    except OSError as error:
+        raise UsageError(f"the run's folder {folder} cannot be written: {error.strerror}") from error
+
+
+def open_run(folder: Path) -> Agreement:
+    """The agreement of a run that is to begin.
+
+    Raises:
+        UsageError: there is no such folder, or it holds a finished run.
+        AgreementError: the agreement in it does not hold.
+    """
+    if (folder / METRICS).exists():
+        raise UsageError(f"{folder} holds a finished run; give another folder")
+    path = folder / AGREEMENT
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not readable, so there is no run to begin: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is not an agreement")
+    return validate_agreement(values, str(path))
+
+
+@contextmanager
+def failure_told(folder: Path) -> Iterator[None]:
+    """Leave the reason in the folder if the block fails; the error goes on."""
+    try:
+        yield
+    except HansaError as error:
+        _write(folder / FAILURE, f"{error}\n".encode())
+        raise
+
+
+def add_round(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Append a round's entry."""
+    with (folder / ROUNDS).open("ab") as file:
+        file.write(_json_bytes(entry, indent=None))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finish(
+    folder: Path, metrics: Mapping[str, Any], spec: ModelSpec, weights: Vector, preprocessing: FittedPreprocessing
+) -> None:
+    """Leave a finished run: the model, then the report, then metrics.json, which makes it finished."""
+    unfinished = folder / (MODEL + _UNFINISHED)
+    _remove(unfinished)
+    unfinished.mkdir()
+    save_model(unfinished, spec, weights, preprocessing)
+    for path in unfinished.iterdir():
+        _synchronise(path)
+    _synchronise(unfinished)
+    _remove(folder / MODEL)
+    unfinished.replace(folder / MODEL)
+    write_metrics(folder, metrics)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the report and metrics.json; a simulation calls it again once its baselines are known."""
+    _write(folder / REPORT, render_report(metrics).encode())
+    _write(folder / METRICS, _json_bytes(metrics, indent=2))
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run.
+
+    Raises:
+        RunFailedError: the run did not finish; says why where it is known.
+        CoordinatorError: metrics.json is damaged.
+    """
+    path = folder / METRICS
+    try:
+        metrics = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunFailedError(_reason(folder)) from None
+    except (OSError, ValueError) as error:
+        raise CoordinatorError(f"{path} cannot be read: {error}") from error
+    if not isinstance(metrics, dict):
+        raise CoordinatorError(f"{path} does not hold a run's figures")
+    return metrics
+
+
+def _reason(folder: Path) -> str:
+    try:
+        return (folder / FAILURE).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return f"the run in {folder} did not finish, and left no reason; its log may hold one"
+
+
+def _clear(folder: Path) -> None:
+    # metrics.json first: a folder that is half cleared must not pass for a finished run.
+    for name in (METRICS, FAILURE, REPORT, ROUNDS, MODEL, MODEL + _UNFINISHED, AGREEMENT_TOML, AGREEMENT):
+        _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _json_bytes(values: Mapping[str, Any], indent: int | None) -> bytes:
+    return (json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    _synchronise(path.parent)
+
+
+def _synchronise(path: Path) -> None:
+    # A rename is durable only once the folder that holds the name is.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,116 @@
+"""The coordinator's transport: the bundle carries no code, nothing listens beyond this machine, errors are one line."""
+
+from __future__ import annotations
+
+import io
+import socket
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from typer.testing import CliRunner
+
+from hansa_common.addresses import Address
+from hansa_common.errors import UsageError
+from hansa_server import superlink
+from hansa_server.cli import server
+
+ROOT = Path(__file__).parents[2]
+AGREEMENT = """
+task = "fraud"
+[label]
+column = "fraud"
+[[features]]
+kind = "numeric"
+name = "amount"
+low = 0
+high = 1
+"""
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def agreement(tmp_path):
+    path = tmp_path / "agreement.toml"
+    path.write_text(AGREEMENT)
+    return str(path)
+
+
+def lines(result) -> list[str]:
+    return result.stderr.strip().splitlines()
+
+
+def test_bundle_carries_no_code(tmp_path):
+    control = superlink.Control.prepared(tmp_path, Address("127.0.0.1", 8000))
+    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(control.workspace / "bundle")))
+    assert sorted(bundle.namelist()) == [".info/CONTENT", "README.md", "pyproject.toml"]
+
+
+def test_bundle_says_what_the_project_says():
+    def app(text: str) -> dict:
+        return tomllib.loads(text)["tool"]["flwr"]["app"]
+
+    whole = (ROOT / "pyproject.toml").read_text()
+    assert app(superlink.BUNDLE_TOML) == app(whole)
+    for key in ("name", "version", "license"):
+        assert tomllib.loads(superlink.BUNDLE_TOML)["project"][key] == tomllib.loads(whole)["project"][key]
+
+
+def test_flower_talks_to_nobody_and_keeps_its_files_here(tmp_path):
+    environment = superlink.environment(tmp_path)
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert environment["FLWR_HOME"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8000", "10.0.0.5:8000", "example.com:8000", "[2001:db8::1]:8000"])
+def test_coordinator_does_not_listen_beyond_this_machine(address, tmp_path):
+    result = CliRunner().invoke(server, ["start", "--address", address, "--state", str(tmp_path / "s")])
+    assert result.exit_code == UsageError.exit_code
+    assert "not on this machine" in lines(result)[0]
+    assert not (tmp_path / "s").exists()
+
+
+def test_port_in_use_is_one_clear_line(taken_port, tmp_path):
+    result = CliRunner().invoke(server, ["start", "--address", f"127.0.0.1:{taken_port}", "--state", str(tmp_path)])
+    assert result.exit_code == 2
+    (line,) = lines(result)
+    assert f"127.0.0.1:{taken_port}" in line
+    assert "in use" in line
+
+
+def test_training_without_a_superlink_is_one_clear_line_and_leaves_no_folder(free_port, agreement, tmp_path):
+    out = tmp_path / "run"
+    result = CliRunner().invoke(server, ["train", agreement, "--out", str(out), "--server", f"127.0.0.1:{free_port}"])
+    assert result.exit_code == 1
+    (line,) = lines(result)
+    assert "hansa server start" in line
+    assert not out.exists()
+
+
+def test_something_else_on_the_port_is_not_taken_for_a_superlink(taken_port):
+    assert not superlink.is_superlink(Address("127.0.0.1", taken_port))
+
+
+def test_missing_agreement_is_one_clear_line(tmp_path):
+    result = CliRunner().invoke(server, ["train", str(tmp_path / "none.toml"), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    (line,) = lines(result)
+    assert "none.toml" in line
