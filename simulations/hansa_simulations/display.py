@@ -1,0 +1,90 @@
+"""What a simulation shows in a terminal besides the run itself: its baselines as they train, and the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hansa_server.progress import duration
+from hansa_simulations.scenario import BaselineProgress
+
+_PARTIES: Final = {"local": "Alone", "federated": "Together", "pooled": "Pooled"}
+
+
+class BaselineDisplay:
+    """A line that moves while baselines train; in a pipe or a log, one line when they are done."""
+
+    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console() if console is None else console
+        self._now = now
+        self._began: float | None = None
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, progress: BaselineProgress) -> None:
+        """Take in that one more plan has been trained."""
+        if self._began is None:
+            # Not before: the run itself has a display of its own.
+            self._began = self._now()
+            self._bar.start()
+            self._bar.add_task("baselines", total=progress.num_all)
+        (task,) = self._bar.task_ids
+        self._bar.update(task, completed=progress.num_trained, description=self._status(progress))
+        if progress.num_trained == progress.num_all:
+            self._console.print(Text(f"baselines: {progress.num_all} models trained, each plan to its own end"))
+
+    def _status(self, progress: BaselineProgress) -> str:
+        since = 0.0 if self._began is None else self._now() - self._began
+        status = f"baselines: {progress.name}, {progress.num_trained} of {progress.num_all} models"
+        if progress.num_trained < 2:  # noqa: PLR2004 - the first one says when it ended, not how long it took
+            return status
+        left = since / (progress.num_trained - 1) * (progress.num_all - progress.num_trained)
+        return f"{status}, about {duration(left)} left"
+
+
+def print_summary(metrics: Mapping[str, Any], report: Path, console: Console | None = None) -> None:
+    """Print who gained what, and where the report is."""
+    parties = [party for party in _PARTIES if party in metrics]
+    table = Table("PR-AUC / ROC-AUC on test rows", *(_PARTIES[party] for party in parties), title_justify="left")
+    for name, merchant in metrics["merchants"].items():
+        table.add_row(Text(name), *(_areas(merchant.get(party)) for party in parties))
+    table.add_section()
+    table.add_row("everyone (alone: the mean)", *(_areas(metrics[party]) for party in parties), style="bold")
+    console = Console() if console is None else console
+    console.print(table)
+    console.print(Text(f"agreement {metrics['agreement_fingerprint'][:12]}, seed {metrics['seed']}"))
+    console.print(Text(f"The report is {report}"), soft_wrap=True)
+
+
+def _areas(figures: Mapping[str, Any] | None) -> str:
+    """Both figures of a party.
+
+    >>> _areas({"pr_auc": 0.51234, "roc_auc": 0.9}), _areas(None)
+    ('.512 / .900', '-')
+    """
+    if not figures or figures.get("pr_auc") is None:
+        return "-"
+    return f"{figures['pr_auc']:.3f} / {figures['roc_auc']:.3f}".replace("0.", ".")

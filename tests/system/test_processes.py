@@ -1,0 +1,323 @@
+"""A federation as it runs across companies, on one machine: SuperLink, three merchants and a run, each in processes
+of its own. Its model has the same bytes as the simulation's, and nothing is left behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
+MERCHANTS = ("alpha", "beta", "gamma")
+NUM_ROUNDS = 3
+LINE_SECONDS = 180.0
+RUN_SECONDS = 480.0
+AGREEMENT = f"""
+name = "processes"
+task = "purchase"
+seed = 11
+roster = {json.dumps(MERCHANTS)}
+
+[label]
+column = "buys"
+
+[[features]]
+kind = "numeric"
+name = "amount"
+low = 0.0
+high = 100.0
+
+[[features]]
+kind = "categorical"
+name = "channel"
+vocabulary = ["web", "shop", "phone"]
+encoding = "embedding"
+embedding_dim = 3
+
+[model]
+hidden = [16, 8]
+dropout = 0.2
+
+[training]
+algorithm = "scaffold"
+rounds = {NUM_ROUNDS}
+patience = {NUM_ROUNDS}
+
+[training.plan]
+optimizer = "sgd"
+learning_rate = 0.1
+batch_size = 32
+local_epochs = 2
+
+[cohort]
+min_merchants = 3
+wait_seconds = 120.0
+deadline_seconds = 120.0
+
+[privacy]
+min_positives = 1
+share_metrics = true
+"""
+
+
+def write_tables(folder: Path) -> Path:
+    """One table of all merchants with a silo column, and each merchant's own beside it; return the first."""
+    values = np.random.default_rng(5)
+    rows = []
+    for merchant in MERCHANTS:
+        for _ in range(400 + 150 * MERCHANTS.index(merchant)):
+            amount, channel = values.uniform(0, 100), values.choice(["web", "shop", "phone", "fax"])
+            buys = values.uniform() < 1 / (1 + np.exp(2.5 - amount / 25 - (channel == "shop")))
+            rows.append([merchant, "" if values.uniform() < 0.05 else f"{amount:.2f}", channel, int(buys)])
+    for name, kept in (("all", MERCHANTS), *((merchant, (merchant,)) for merchant in MERCHANTS)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["merchant", "amount", "channel", "buys"])
+            writer.writerows(row for row in rows if row[0] in kept)
+    return folder / "all.csv"
+
+
+class Command:
+    """A `hansa` command in its own process, whose lines can be waited for."""
+
+    def __init__(self, *words: object) -> None:
+        self.process = subprocess.Popen(
+            [*HANSA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        )
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip())
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for_line(self, words: str) -> None:
+        def is_there() -> bool:
+            return any(words in line for line in self.lines)
+
+        with self._changed:
+            self._changed.wait_for(lambda: is_there() or self.process.poll() is not None, LINE_SECONDS)
+        assert is_there(), f"{words!r} did not come:\n{self.text}"
+
+    def wait_for_end(self, seconds: float) -> int:
+        code = self.process.wait(seconds)
+        self._reader.join(30)
+        return code
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.wait_for_end(60)
+
+
+@contextmanager
+def command(*words: object) -> Iterator[Command]:
+    started = Command(*words)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@contextmanager
+def merchant_process(folder: Path, merchant: str, server: str) -> Iterator[Command]:
+    files = (folder / "agreement.toml", folder / f"{merchant}.csv")
+    options = ("--merchant", merchant, "--server", server, "--state", folder / "state" / merchant)
+    with command("client", "start", *files, *options) as started:
+        yield started
+
+
+@contextmanager
+def superlink(folder: Path) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{listener.getsockname()[1]}"
+    with command("server", "start", "--address", server, "--state", folder / "state" / "server") as started:
+        started.wait_for_line("SuperLink on")
+        yield server
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """The living processes that were started, at any remove, with a file of this folder in view."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal() or int(process.name) == os.getpid():
+            continue
+        try:
+            words = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            stopped = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if not stopped and os.fsencode(folder / "state") in words:
+            found[int(process.name)] = words.partition(b"\0\0")[0].replace(b"\0", b" ").decode(errors="replace")[:200]
+    return found
+
+
+def wait_until_gone(folder: Path) -> None:
+    """Wait, a bounded time, for the end of every process of the folder."""
+    for pid in processes_of(folder):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        select.select([descriptor], [], [], 60)
+        os.close(descriptor)
+    assert processes_of(folder) == {}
+
+
+class ClientAppWatch:
+    """Looks, while it is open, at what libraries Flower's ClientApp processes have loaded."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.heavy: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(10)
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.05):
+            for process in Path("/proc").iterdir():
+                try:
+                    if b"flwr-clientapp" in (process / "cmdline").read_bytes():
+                        self.seen.add(int(process.name))
+                        libraries = (process / "maps").read_text()
+                        self.heavy |= {name for name in ("tensorflow", "jaxlib", "pyarrow") if name in libraries}
+                except (OSError, ValueError):
+                    continue
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    """Both runs left the same model: weights bit by bit, structure and preprocessing word by word."""
+    for name in ("spec.json", "preprocessing.json"):
+        assert (one / "model" / name).read_text() == (other / "model" / name).read_text()
+    with np.load(one / "model" / "weights.npz") as first, np.load(other / "model" / "weights.npz") as second:
+        assert sorted(first.files) == sorted(second.files)
+        for name in first.files:
+            assert first[name].dtype == second[name].dtype
+            assert first[name].tobytes() == second[name].tobytes(), f"{name} differs"
+
+
+def simulated(folder: Path, table: Path) -> Path:
+    out = folder / "simulation"
+    words = ["simulate", folder / "agreement.toml", table, "--silo", "merchant", "--out", out]
+    finished = subprocess.run(
+        [*HANSA, *map(str, words)], capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return out
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "agreement.toml").write_text(AGREEMENT)
+    return tmp_path
+
+
+def test_processes_leave_the_same_bytes_as_the_simulation(folder):
+    table = write_tables(folder)
+    out = folder / "run"
+    with ExitStack() as stack:
+        server = stack.enter_context(superlink(folder))
+        merchants = [stack.enter_context(merchant_process(folder, name, server)) for name in MERCHANTS]
+        for merchant in merchants:
+            merchant.wait_for_line("waiting for orders")
+        began = time.monotonic()
+        with (
+            ClientAppWatch() as watch,
+            command("server", "train", folder / "agreement.toml", "--out", out, "--server", server) as run,
+        ):
+            assert run.wait_for_end(RUN_SECONDS) == 0, run.text
+        seconds = time.monotonic() - began
+        assert [merchant.stop() for merchant in merchants] == [0, 0, 0]
+    wait_until_gone(folder)
+
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["rounds"]) == NUM_ROUNDS
+    assert all(sorted(entry["cohort"]) == list(MERCHANTS) and not entry["dropped"] for entry in metrics["rounds"])
+    for name in MERCHANTS:
+        own = json.loads((folder / "state" / name / "own_metrics.json").read_text())
+        assert own["test"]["roc_auc"] == metrics["merchants"][name]["federated"]["roc_auc"]
+    assert len(watch.seen) >= len(MERCHANTS) * NUM_ROUNDS
+    assert watch.heavy == set()
+    assert_same_model(out, simulated(folder, table))
+    rounds = [entry["seconds"] for entry in metrics["rounds"]]
+    print(f"\nseconds a round: {rounds}; the whole run: {seconds:.1f}")
+
+
+def test_run_without_enough_merchants_fails_and_says_so(folder):
+    write_tables(folder)
+    short = AGREEMENT.replace("wait_seconds = 120.0", "wait_seconds = 3.0")
+    (folder / "agreement.toml").write_text(short)
+    with (
+        superlink(folder) as server,
+        command("server", "train", folder / "agreement.toml", "--out", folder / "run", "--server", server) as run,
+    ):
+        assert run.wait_for_end(RUN_SECONDS) == 1, run.text
+    assert run.lines[-1].startswith("hansa: ")
+    assert not (folder / "run" / "metrics.json").exists()
+    wait_until_gone(folder)
+
+
+def test_bad_table_is_told_by_the_trainer_and_ends_the_command(folder):
+    write_tables(folder)
+    (folder / "alpha.csv").write_text("merchant,amount,channel,buys\nalpha,1.0,web,perhaps\n")
+    with superlink(folder) as server, merchant_process(folder, "alpha", server) as merchant:
+        assert merchant.wait_for_end(LINE_SECONDS) in {1, 2}
+    (line,) = [line for line in merchant.lines if line.startswith("hansa: ")]
+    assert "alpha.csv" in line
+    wait_until_gone(folder)
+
+
+@pytest.mark.parametrize("victim", ["hansa_client.trainer_service", "hansa_client.flower_node"])
+def test_death_of_one_process_ends_the_merchants_other(folder, victim):
+    write_tables(folder)
+    with superlink(folder) as server, merchant_process(folder, "alpha", server) as merchant:
+        merchant.wait_for_line("waiting for orders")
+        (pid,) = [pid for pid, words in processes_of(folder).items() if f"-m {victim}" in words]
+        os.kill(pid, signal.SIGKILL)
+        assert merchant.wait_for_end(60) == 1
+        assert "ended with code -9" in merchant.lines[-1]
+    wait_until_gone(folder)
+
+
+def test_kill_of_the_command_leaves_no_process(folder):
+    write_tables(folder)
+    with superlink(folder) as server, merchant_process(folder, "alpha", server) as merchant:
+        merchant.wait_for_line("waiting for orders")
+        merchant.process.kill()
+        merchant.wait_for_end(60)
+    wait_until_gone(folder)
