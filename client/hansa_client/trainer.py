@@ -193,7 +193,7 @@ class MerchantTrainer:
     def _statistics(self, order_hash: str) -> StatisticsReply:
         rows = self.table.train
         columns = {name: values[rows] for name, values in self.table.columns.items()}
-        vector = statistics.measure(self._agreement, columns, self.table.labels[rows], self._hash_key)
+        vector = statistics.measure(self._agreement, columns, self.table.labels[rows])
         return StatisticsReply(
             merchant=self._merchant, order_hash=order_hash, statistics=vector, num_train_rows=len(rows)
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from hansa_common.errors import UsageError
 
 _MAX_PORT = 65_535
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,15 @@ def parse_address(text: str) -> Address:
     """Read `host:port`; an IPv6 host stands in brackets.
 
     Raises:
-        UsageError: there is no host, or no port from 1 to 65535.
+        UsageError: there is no host, or no port from 1 to 65535, or more than these, such as http://.
 
     >>> parse_address("127.0.0.1:8000")
     Address(host='127.0.0.1', port=8000)
     """
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= _MAX_PORT:
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 1 <= int(found["port"]) <= _MAX_PORT:
         raise UsageError(f"{text!r} is not an address; give host:port, for example 127.0.0.1:8000")
-    return Address(host, int(port))
+    return Address(found["ipv6"] or found["name"], int(found["port"]))
 
 
 def loopback_address(text: str) -> Address:

@@ -10,27 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from hansa_common import __version__
 from hansa_common.errors import AgreementError
-from hansa_common.schema import Feature, Name, Section
+from hansa_common.schema import CellText, Feature, Name, Number, Section
 from hansa_common.task_defaults import with_task_defaults
 
 Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi"]
 Optimizer = Literal["sgd", "momentum", "adam"]
+Activation = Literal["relu", "tanh", "gelu"]
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 MerchantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._()<>=+-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+_MAX_HELD_OUT = 0.95
+_MIN_CANDIDATES = 2
+_MAX_SHOWN_CHARS = 80
 
 
 class Label(Section):
     """The column to predict and the text of its positive value."""
 
     column: Name
-    positive: str = "1"
+    positive: CellText = "1"
 
 
 class Data(Section):
@@ -45,13 +52,16 @@ class Data(Section):
     test_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
     validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     time_column: Name | None = None
-    test_from: float | None = None
-    validation_from: float | None = None
+    test_from: Number | None = None
+    validation_from: Number | None = None
 
     @model_validator(mode="after")
     def _split_is_complete(self) -> Self:
-        if self.test_share + self.validation_share >= 0.95:
-            raise ValueError("test_share + validation_share leave no rows to train on; keep their sum below 0.95")
+        if self.test_share + self.validation_share >= _MAX_HELD_OUT:
+            raise ValueError(
+                f"test_share {self.test_share} + validation_share {self.validation_share} leave too few rows to train "
+                f"on; keep their sum below {_MAX_HELD_OUT}"
+            )
         if self.split == "time" and self.time_column is None:
             raise ValueError("split = 'time' needs time_column")
         if (self.test_from is None) != (self.validation_from is None):
@@ -65,7 +75,7 @@ class Model(Section):
     """The network: embeddings, hidden layers, regularization and loss. No hidden layer is logistic regression."""
 
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(max_length=16)] = (64, 32)
-    activation: Literal["relu", "tanh", "gelu"] = "relu"
+    activation: Activation = "relu"
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     l1: Annotated[float, Field(ge=0, le=10)] = 0.0
     l2: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -74,7 +84,7 @@ class Model(Section):
     focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
     positive_weight: Positive = 1.0
     output_bias: Annotated[float, Field(ge=-20, le=20)] = 0.0
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    precision: Precision = "float32"
 
 
 class Plan(Section):
@@ -104,14 +114,15 @@ class Plan(Section):
 
 class Training(Section):
     """The rounds and the plan. `auto` tries every candidate for trial_rounds and goes on with the best one
-    by validation PR-AUC; trial rounds count towards `rounds`."""
+    by validation PR-AUC; trial rounds count towards `rounds`.
+    """
 
     algorithm: Algorithm | Literal["auto"] = "fedavg"
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 30
     patience: Annotated[int, Field(ge=1, le=10_000)] = 10
     trial_rounds: Annotated[int, Field(ge=1, le=1000)] = 4
     plan: Plan = Plan()
-    candidates: tuple[Plan, ...] = ()
+    candidates: Annotated[tuple[Plan, ...], Field(max_length=100)] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -126,8 +137,10 @@ class Training(Section):
     @model_validator(mode="after")
     def _algorithm_matches_plans(self) -> Self:
         if self.algorithm == "auto":
-            if len(self.candidates) < 2:
-                raise ValueError("algorithm = 'auto' needs at least two [[training.candidates]]")
+            if len(self.candidates) < _MIN_CANDIDATES:
+                raise ValueError(
+                    f"algorithm = 'auto' needs at least two [[training.candidates]], there are {len(self.candidates)}"
+                )
             if self.trial_rounds * len(self.candidates) > self.rounds:
                 raise ValueError(
                     f"{len(self.candidates)} candidates x {self.trial_rounds} trial_rounds exceed {self.rounds} rounds"
@@ -157,7 +170,8 @@ class Cohort(Section):
 
 class Privacy(Section):
     """What stays undisclosed: counts below `min_count` are released as zero, score histograms with fewer
-    positives than `min_positives` are withheld, and a merchant's own figures leave only with `share_metrics`."""
+    positives than `min_positives` are withheld, and a merchant's own figures leave only with `share_metrics`.
+    """
 
     min_count: Annotated[int, Field(ge=1, le=10_000)] = 5
     min_positives: Annotated[int, Field(ge=1, le=10_000)] = 5
@@ -175,7 +189,7 @@ class Agreement(Section):
     """The whole agreement. Equal agreements have equal fingerprints, and no others do."""
 
     name: Annotated[str, Field(min_length=1, max_length=120)] = "hansa"
-    hansa_common: str = __version__
+    hansa_common: Annotated[str, Field(max_length=120)] = __version__
     task: Literal["fraud", "purchase"]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     label: Label
@@ -195,14 +209,15 @@ class Agreement(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        names = [feature.name for feature in self.features]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(feature.name for feature in self.features)
+        for name, times in names.items():
+            if times > 1:
                 raise ValueError(f"feature {name!r} is declared twice")
         if self.label.column in names:
             raise ValueError(f"the label {self.label.column!r} is also a feature; remove it from the features")
-        if len(set(self.roster)) != len(self.roster):
-            raise ValueError("the roster names a merchant twice")
+        for name, times in Counter(self.roster).items():
+            if times > 1:
+                raise ValueError(f"the roster names merchant {name!r} twice")
         if self.roster and self.cohort.min_merchants > len(self.roster):
             raise ValueError(
                 f"cohort.min_merchants {self.cohort.min_merchants} exceeds the roster's {len(self.roster)} merchants"
@@ -239,7 +254,8 @@ def parse_agreement(text: str, source: str) -> Agreement:
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Beside its own error the parser lets through those of a number of thousands of digits and of deep nesting.
         raise AgreementError(f"{source} is not TOML: {error}") from error
     return validate_agreement(values, source)
 
@@ -250,25 +266,45 @@ def validate_agreement(values: dict[str, Any], source: str) -> Agreement:
     Raises:
         AgreementError: with one line for each thing that is wrong.
     """
-    try:
-        agreement = Agreement.model_validate(values)
-    except ValidationError as error:
-        lines = "\n".join(f"  {_place(e['loc'])}: {_problem(dict(e))}" for e in error.errors())
-        raise AgreementError(f"{source} does not hold:\n{lines}") from None
-    if agreement.hansa_common != __version__:
+    # First, because what another version agreed on may have keys that this one does not know.
+    agreed_version = values.get("hansa_common", __version__) if isinstance(values, dict) else __version__
+    if agreed_version != __version__:
         raise AgreementError(
-            f"{source} was made for hansa_common {agreement.hansa_common}, this is {__version__}; "
+            f"{source} was made for hansa_common {_shown(agreed_version)}, this is {__version__}; "
             "install the agreed version, or agree anew"
         )
-    return agreement
+    try:
+        return Agreement.model_validate(values)
+    except ValidationError as error:
+        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        lines = [f"  {_place(p['loc'])}: {_problem(p)}" for p in problems if not _is_echo(p, problems)]
+        raise AgreementError("\n".join([f"{source} does not hold:", *lines])) from None
 
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "agreement"
 
 
+def _is_echo(problem: dict[str, Any], problems: list[dict[str, Any]]) -> bool:
+    # A list is also called too short for the entries that were refused.
+    place = problem["loc"]
+    return problem["type"] == "too_short" and any(
+        other["loc"][: len(place)] == place for other in problems if other is not problem
+    )
+
+
 def _problem(error: dict[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     value = error.get("input")
-    shown = "" if isinstance(value, dict | list) or value is None else f" (got {value!r})"
+    shown = "" if isinstance(value, dict | list) or value is None else f" (got {_shown(value)})"
     return message if error["type"] in {"unknown_key", "value_error", "missing"} else message + shown
+
+
+def _shown(value: object) -> str:
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:
+        # Python writes no integer of more than 4300 digits.
+        return "a number of thousands of digits"
+    text = text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
+    return repr(text) if isinstance(value, str) else text

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hansa_common.errors import MessageError
 
@@ -23,7 +23,9 @@ MAGIC: Final = b"HANSA"
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 MAX_HEADER_BYTES: Final = 4 * 2**20
+MAX_COHORT: Final = 10_000
 _PREFIX: Final = struct.Struct("<5sBI")
+_MAX_PROBLEMS: Final = 10
 
 
 class VectorOf:
@@ -46,7 +48,11 @@ def _vector(dtype: str) -> Any:
 Floats = Annotated[NDArray[np.float32], *_vector("float32")]
 Integers = Annotated[NDArray[np.int64], *_vector("int64")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(min_length=1, max_length=120)]
+# No control characters: names are shown on terminals, and an escape sequence could rewrite what stands there.
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+NumRows = Annotated[int, Field(ge=1, le=2**30)]
+# -0.0 equals 0.0 but is written otherwise: equal records give equal bytes.
+Figure = Annotated[float, AfterValidator(lambda value: value + 0.0)]
 RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -88,7 +94,7 @@ class RoundOrder(Order):
     KIND: ClassVar[str] = "round"
     round: RoundNumber
     plan: Annotated[int, Field(ge=0, le=1000)]
-    cohort: tuple[Name, ...]
+    cohort: Annotated[tuple[Name, ...], Field(max_length=MAX_COHORT, fail_fast=True)]
     preprocessing: str
     weights: Floats
     control: Floats
@@ -97,7 +103,8 @@ class RoundOrder(Order):
 
 class EvaluateOrder(Order):
     """Evaluate weights on one part of the rows. `test` comes once, for the finished model: the merchant then
-    also computes and keeps its own figures and its own threshold."""
+    also computes and keeps its own figures and its own threshold.
+    """
 
     KIND: ClassVar[str] = "evaluate"
     split: Literal["validation", "test"]
@@ -126,7 +133,7 @@ class StatisticsReply(Reply):
 
     KIND: ClassVar[str] = "statistics-reply"
     statistics: Integers
-    num_train_rows: Annotated[int, Field(ge=1, le=2**30)]
+    num_train_rows: NumRows
 
 
 class RoundReply(Reply):
@@ -138,20 +145,20 @@ class RoundReply(Reply):
 
     KIND: ClassVar[str] = "round-reply"
     round: RoundNumber
-    num_examples: Annotated[int, Field(ge=1, le=2**30)]
+    num_examples: NumRows
     update: Floats
     control_delta: Floats
     validation: Integers
-    train_loss: float
+    train_loss: Figure
 
 
 class SharedMetrics(BaseModel):
     """One merchant's own figures on its test rows, where the agreement's share_metrics lets them leave."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    num_test_rows: int
-    roc_auc: float
-    pr_auc: float
+    num_test_rows: NumRows
+    roc_auc: Figure
+    pr_auc: Figure
 
 
 class EvaluateReply(Reply):
@@ -193,10 +200,20 @@ _VECTORS: Final = {kind: _vector_fields(cls) for kind, cls in _KINDS.items()}
 
 
 def encode(record: Record) -> bytes:
-    """A record as bytes; equal records give equal bytes."""
+    """A record as bytes; equal records give equal bytes.
+
+    Raises:
+        MessageError: it is above the limits, so that nobody would take it.
+    """
     header = _header(record)
-    vectors = [np.ascontiguousarray(getattr(record, name)).tobytes() for name in _VECTORS[record.KIND]]
-    return b"".join([_PREFIX.pack(MAGIC, VERSION, len(header)), header, *vectors])
+    vectors = [getattr(record, name) for name in _VECTORS[record.KIND]]
+    num_bytes = _PREFIX.size + len(header) + sum(vector.nbytes for vector in vectors)
+    if len(header) > MAX_HEADER_BYTES or num_bytes > MAX_MESSAGE_BYTES:
+        raise MessageError(
+            f"{record.KIND} has {num_bytes} bytes, {len(header)} of them its header; "
+            f"a message may have {MAX_MESSAGE_BYTES}, its header {MAX_HEADER_BYTES}"
+        )
+    return b"".join([_PREFIX.pack(MAGIC, VERSION, len(header)), header, *(vector.tobytes() for vector in vectors)])
 
 
 def decode(message: bytes) -> Record:
@@ -226,8 +243,7 @@ def decode(message: bytes) -> Record:
     try:
         record = _KINDS[kind].model_validate(fields)
     except ValidationError as error:
-        places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise MessageError(f"{kind} is not valid: {places}") from None
+        raise MessageError(f"{kind} is not valid: {_problems(error)}") from None
     # Validation is lenient about "1" for 1; writing the record again is not.
     if _header(record) != header:
         raise MessageError(f"{kind} is not in canonical form")
@@ -237,6 +253,13 @@ def decode(message: bytes) -> Record:
 def message_hash(message: bytes) -> str:
     """SHA-256 of an encoded record, 64 hexadecimal digits."""
     return hashlib.sha256(message).hexdigest()
+
+
+def _problems(error: ValidationError) -> str:
+    # A header of 4 MiB holds a few hundred thousand unknown keys; telling each took two gigabytes.
+    if error.error_count() > _MAX_PROBLEMS:
+        return f"{error.error_count()} problems"
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
 
 
 def _header(record: Record) -> bytes:
@@ -260,10 +283,11 @@ def _parse_header(header: bytes) -> tuple[str, dict[str, Any], dict[str, int]]:
     kind, fields, lengths = content["kind"], content["fields"], content["lengths"]
     if not isinstance(kind, str) or kind not in _KINDS:
         raise MessageError("the header names no known kind of message")
-    if not isinstance(fields, dict) or not isinstance(lengths, dict) or lengths.keys() != _VECTORS[kind].keys():
+    if not isinstance(fields, dict) or not isinstance(lengths, dict):
+        raise MessageError(f"the header of {kind} must hold objects")
+    vectors = _VECTORS[kind].keys()
+    if lengths.keys() != vectors or fields.keys() != _KINDS[kind].model_fields.keys() - vectors:
         raise MessageError(f"the header of {kind} names other fields than it has")
     if not all(type(length) is int and 0 <= length <= MAX_MESSAGE_BYTES for length in lengths.values()):
         raise MessageError(f"the header of {kind} gives a length out of bounds")
-    if not fields.keys().isdisjoint(lengths):
-        raise MessageError(f"the header of {kind} repeats a vector as a field")
     return kind, fields, lengths

@@ -8,12 +8,16 @@ Turning rows into inputs is features.py's; what a model does with them is model.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
+# Wide enough for any quantity, and what is computed from it stays finite, in float32 too.
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+CellText = Annotated[str, Field(min_length=1, max_length=4096)]
 Missing = Literal["flag", "refuse"]
 
 NUM_SPECIAL_IDS = 2
@@ -37,6 +41,12 @@ class Section(BaseModel):
                     )
         return values
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _zero_has_no_sign(cls, value: Any) -> Any:
+        # -0.0 equals 0.0 but is written otherwise: equal sections must have equal canonical JSON.
+        return value + 0.0 if isinstance(value, float) else value
+
 
 def unknown_key(key: str, allowed: list[str]) -> str:
     """Say that a key is unknown and which one was probably meant.
@@ -54,8 +64,8 @@ class NumericFeature(Section):
 
     kind: Literal["numeric"] = "numeric"
     name: Name
-    low: float
-    high: float
+    low: Number
+    high: Number
     scaling: Literal["standard", "log", "quantile"] = "standard"
     missing: Missing = "flag"
     bins: Annotated[int, Field(ge=8, le=4096)] = 256
@@ -79,7 +89,7 @@ class CategoricalFeature(Section):
 
     kind: Literal["categorical"] = "categorical"
     name: Name
-    vocabulary: Annotated[tuple[str, ...], Field(max_length=65_536)] = ()
+    vocabulary: Annotated[tuple[CellText, ...], Field(max_length=65_536)] = ()
     hash_buckets: Annotated[int, Field(ge=0, le=65_536)] = 0
     encoding: Literal["one_hot", "embedding"] = "one_hot"
     embedding_dim: Annotated[int, Field(ge=1, le=256)] = 8
@@ -88,9 +98,13 @@ class CategoricalFeature(Section):
     @model_validator(mode="after")
     def _one_domain(self) -> Self:
         if bool(self.vocabulary) == bool(self.hash_buckets):
-            raise ValueError(f"feature {self.name!r}: give either a vocabulary or hash_buckets, not both or none")
-        if len(set(self.vocabulary)) != len(self.vocabulary):
-            raise ValueError(f"feature {self.name!r}: the vocabulary has an entry twice")
+            raise ValueError(
+                f"feature {self.name!r}: give either a vocabulary or hash_buckets, not both or none "
+                f"({len(self.vocabulary)} entries, {self.hash_buckets} hash_buckets)"
+            )
+        for entry, times in Counter(self.vocabulary).items():
+            if times > 1:
+                raise ValueError(f"feature {self.name!r}: the vocabulary has the entry {entry!r} twice")
         return self
 
     @property

@@ -1,5 +1,6 @@
 """What `task` sets where the agreement is silent. An explicit value always wins, and the canonical JSON
-holds the filled-in values, so a later change of these defaults never changes an agreement already made."""
+holds the filled-in values, so a later change of these defaults never changes an agreement already made.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from hansa_common.agreement import Agreement, Data
 from hansa_common.errors import ReplyError
 from hansa_common.messages import EvaluateReply, Reply, RoundReply, StatisticsReply
 from hansa_common.metrics import Histogram, check_histogram
-from hansa_common.statistics import statistics_length
+from hansa_common.statistics import check_statistics, statistics_length
 from hansa_common.vectors import Vector, l2_norm
 
 Split = Literal["validation", "test"]
@@ -82,10 +82,10 @@ def check_statistics_reply(reply: Reply, agreement: Agreement) -> StatisticsRepl
     expected = statistics_length(agreement)
     if len(reply.statistics) != expected:
         raise ReplyError("wrong-length", f"{len(reply.statistics)} statistics, the agreement has {expected}")
-    # The first two are the numbers of rows and of positives, zero where they are below the agreement's floor.
-    num_rows, num_positives = reply.statistics[:2].tolist()
-    if num_rows not in {0, reply.num_train_rows} or not 0 <= num_positives <= reply.num_train_rows:
-        raise ReplyError("statistics", f"{num_positives} of {num_rows} positive, of {reply.num_train_rows} rows")
+    try:
+        check_statistics(agreement, reply.statistics, reply.num_train_rows)
+    except ValueError as error:
+        raise ReplyError("statistics", str(error)) from None
     return reply
 
 

@@ -1,0 +1,171 @@
+"""Local training: some epochs over one merchant's rows from given weights, as a function of its arguments.
+
+- Same arguments, same bytes: on the rows' number, not on the padding; on no call before it.
+- Compiled once for a model and a plan, whatever the number of rows, up to a capacity.
+- In chunks of about CHUNK_SECONDS, between which it can be stopped. How rows are cut into chunks changes no byte.
+
+The backend is Keras' own (`KERAS_BACKEND`): TensorFlow, or JAX. What a step is, training_program.py says.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa_client.training_program import LocalStart, PaddedRows, Program, Steps, StepSettings
+from hansa_common.agreement import Model, Plan
+from hansa_common.errors import DeadlineError, UsageError
+from hansa_common.features import Inputs
+from hansa_common.model import ModelSpec
+from hansa_common.vectors import Vector
+
+CHUNK_SECONDS: Final = 0.5
+# Before anything is known of a step's cost.
+FIRST_CHUNK_STEPS: Final = 32
+MAX_CHUNK_GROWTH: Final = 16
+# Rows are scored in blocks of these sizes, so that three compiled programs serve every number of rows.
+SCORING_BLOCKS: Final = (8192, 1024, 128)
+BACKENDS: Final = ("tensorflow", "jax")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """Weights (num_params,) after num_steps steps, and the mean of the batches' losses by rows."""
+
+    weights: Vector
+    num_steps: int
+    mean_loss: float
+
+
+class LocalTraining:
+    """Trains and scores one model under one plan."""
+
+    def __init__(self, spec: ModelSpec, model: Model, plan: Plan, *, capacity_rows: int) -> None:
+        """Build the program; it compiles at its first use.
+
+        Raises:
+            UsageError: Keras' backend is neither TensorFlow nor JAX.
+        """
+        self._program = _new_program(StepSettings(spec, model, plan))
+        self._batch_size = plan.batch_size
+        num_padded = math.ceil(max(1, capacity_rows) / plan.batch_size) * plan.batch_size
+        self._dense = np.zeros((num_padded, spec.num_dense), np.float32)
+        self._ids = np.zeros((num_padded, len(spec.embeddings)), np.int32)
+        self._labels = np.zeros(num_padded, np.float32)
+        self._no_correction = np.zeros(0, np.float32)
+        self._chunk_steps = FIRST_CHUNK_STEPS
+        self._is_compiled = False
+
+    def train(
+        self,
+        weights: Vector,
+        inputs: Inputs,
+        labels: NDArray[np.uint8],
+        epochs: NDArray[np.int64],
+        *,
+        correction: Vector | None,
+        dropout_seed: int,
+        should_stop: Callable[[], bool],
+    ) -> TrainingOutcome:
+        """Train from weights (num_params,) float32, one epoch for each order of the rows in epochs (epochs, rows).
+
+        `correction` (num_params,) is added to every gradient. A last batch that is not full counts its own rows only.
+
+        Raises:
+            DeadlineError: should_stop said so between two chunks.
+        """
+        start = LocalStart(weights, self._zeros_like(weights) if correction is None else correction, dropout_seed)
+        num_rows = len(inputs)
+        num_steps = math.ceil(num_rows / self._batch_size)
+        loss_sum, is_first = 0.0, True
+        for order in epochs:
+            rows = self._padded(inputs, labels, order)
+            done = 0
+            while done < num_steps:
+                if should_stop():
+                    raise DeadlineError("local training was stopped between two chunks: its deadline, or a shutdown")
+                number = min(self._chunk_steps, num_steps - done)
+                loss_sum += self._timed(start, rows, Steps(done, number, is_first))
+                done, is_first = done + number, False
+        return TrainingOutcome(self._program.weights(), num_steps * len(epochs), loss_sum / (num_rows * len(epochs)))
+
+    def logits(self, weights: Vector, inputs: Inputs) -> NDArray[np.float32]:
+        """Score rows: (rows,) logits of a model with weights (num_params,)."""
+        found, done = np.empty(len(inputs), np.float32), 0
+        while done < len(inputs):
+            left = len(inputs) - done
+            size = next((block for block in SCORING_BLOCKS if block <= left), SCORING_BLOCKS[-1])
+            block = Inputs(_block(inputs.dense, done, size), _block(inputs.ids, done, size))
+            found[done : done + size] = self._program.logits(weights, block)[:left]
+            done += size
+        return found
+
+    def _timed(self, start: LocalStart, rows: PaddedRows, steps: Steps) -> float:
+        began = time.monotonic()
+        loss = self._program.run(start, rows, steps)
+        seconds = time.monotonic() - began
+        if self._is_compiled and steps.number == self._chunk_steps:
+            fitting = int(self._chunk_steps * CHUNK_SECONDS / max(seconds, 1e-9))
+            self._chunk_steps = min(max(1, fitting), MAX_CHUNK_GROWTH * self._chunk_steps)
+        self._is_compiled = True
+        return loss
+
+    def _padded(self, inputs: Inputs, labels: NDArray[np.uint8], order: NDArray[np.int64]) -> PaddedRows:
+        """The rows in this order, in the buffers that every epoch uses; what is behind them no step looks at."""
+        num_rows = len(order)
+        np.take(inputs.dense, order, axis=0, out=self._dense[:num_rows])
+        np.take(inputs.ids, order, axis=0, out=self._ids[:num_rows])
+        self._labels[:num_rows] = labels[order]
+        # A batch's rows behind the last real one are computed and weigh nothing: they must be finite, no more.
+        return PaddedRows(Inputs(self._dense, self._ids), self._labels, num_rows)
+
+    def _zeros_like(self, weights: Vector) -> Vector:
+        if self._no_correction.shape != weights.shape:
+            self._no_correction = np.zeros_like(weights)
+        return self._no_correction
+
+
+def describe_device() -> tuple[str, str]:
+    """Keras' backend, and the device it computes on.
+
+    Raises:
+        UsageError: the backend is neither TensorFlow nor JAX.
+    """
+    if _backend() == "jax":
+        from hansa_client import jax_program
+
+        return "jax", jax_program.device_name()
+    from hansa_client import tensorflow_program
+
+    return "tensorflow", tensorflow_program.device_name()
+
+
+def _new_program(settings: StepSettings) -> Program:
+    if _backend() == "jax":
+        from hansa_client.jax_program import JaxProgram
+
+        return JaxProgram(settings)
+    from hansa_client.tensorflow_program import TensorFlowProgram
+
+    return TensorFlowProgram(settings)
+
+
+def _backend() -> str:
+    import keras
+
+    name = str(keras.backend.backend())
+    if name not in BACKENDS:
+        raise UsageError(f"KERAS_BACKEND is {name!r}; Hansa trains on {' or '.join(BACKENDS)}")
+    return name
+
+
+def _block(rows: NDArray[np.generic], first: int, size: int) -> NDArray[np.generic]:
+    """Rows first to first + size, padded with zeros where there are fewer."""
+    part = rows[first : first + size]
+    return np.ascontiguousarray(part) if len(part) == size else np.pad(part, ((0, size - len(part)), (0, 0)))

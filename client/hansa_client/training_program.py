@@ -1,0 +1,129 @@
+"""One local step, in words that every Keras backend shares, and what a compiled program of such steps must offer.
+
+A step takes `batch_size` rows. Its loss is the mean over the batch's real rows of the row losses, as Keras weighs
+them (class weight, then the sum over the number of rows), plus the kernels' penalties. Its gradient is corrected,
+
+    g + correction [SCAFFOLD: c - c_i] + proximal_mu * (w - incoming w) [FedProx],
+
+and goes to an ordinary Keras optimizer. Gradients of embedding tables are dense: every row of a table takes part in
+every optimizer step, so that Adam's moments decay for ids that a batch does not hold. (Keras itself updates such rows
+lazily; for SGD the two are equal, for Adam they are not.)
+
+Which rows are in which batch is training_loop.py's; tensorflow_program.py and jax_program.py compile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa_common.agreement import Model, Plan
+from hansa_common.features import Inputs
+from hansa_common.model import ModelSpec
+from hansa_common.vectors import Vector
+
+# Small float16 gradients would vanish; a power of two scales them without rounding.
+_FLOAT16_LOSS_SCALE: Final = 1024.0
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Rows in the order of their batches, padded with zeros to a whole number of batches; `num_rows` are real."""
+
+    inputs: Inputs
+    labels: NDArray[np.float32]
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Some steps of an epoch; with `is_first`, weights and optimizer begin anew before them."""
+
+    first: int
+    number: int
+    is_first: bool
+
+
+@dataclass(frozen=True)
+class LocalStart:
+    """What local training starts from: weights and correction (num_params,), and the seed of dropout."""
+
+    weights: Vector
+    correction: Vector
+    dropout_seed: int
+
+    @property
+    def dropout_words(self) -> NDArray[np.uint32]:
+        """The seed as the two words of a Keras seed generator's state."""
+        return np.array([self.dropout_seed >> 32, self.dropout_seed & 0xFFFF_FFFF], np.uint32)
+
+
+class Program(Protocol):
+    """Compiled steps of one model and plan; keeps weights and optimizer from one call to the next."""
+
+    def run(self, start: LocalStart, rows: PaddedRows, steps: Steps) -> float:
+        """Do some steps, and return the sum over their rows of the batches' mean losses."""
+        ...
+
+    def weights(self) -> Vector:
+        """The weights after the last step, (num_params,) float32."""
+        ...
+
+    def logits(self, weights: Vector, inputs: Inputs) -> NDArray[np.float32]:
+        """(rows,) logits; each number of rows is compiled once."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step is made of."""
+
+    spec: ModelSpec
+    model: Model
+    plan: Plan
+
+    @property
+    def proximal_mu(self) -> float:
+        """FedProx's pull to the incoming weights; 0 for other algorithms."""
+        return self.plan.proximal_mu if self.plan.algorithm == "fedprox" else 0.0
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the loss that gradients are divided by again."""
+        return _FLOAT16_LOSS_SCALE if self.model.precision == "mixed_float16" else 1.0
+
+    def optimizer(self) -> Any:
+        """A new Keras optimizer."""
+        import keras
+
+        rate = self.plan.learning_rate
+        match self.plan.optimizer:
+            case "sgd":
+                return keras.optimizers.SGD(rate)
+            case "momentum":
+                return keras.optimizers.SGD(rate, momentum=self.plan.momentum)
+            case "adam":
+                return keras.optimizers.Adam(rate)
+
+    def row_losses(self, logits: Any, labels: Any) -> Any:
+        """(rows,) losses of logits (rows,) and labels (rows,) of 0 and 1, in the backend's tensors."""
+        from keras import ops
+
+        # log(1 + exp(x)) - x y, in the form that does not overflow.
+        losses = ops.maximum(logits, 0.0) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+        if self.model.loss == "focal":
+            # Lin et al., "Focal Loss for Dense Object Detection" (2017): (1 - p of the true class) ** gamma.
+            wrong = ops.sigmoid(logits * (1.0 - 2.0 * labels))
+            losses *= wrong**self.model.focal_gamma
+        if self.model.positive_weight != 1.0:
+            losses *= 1.0 + (self.model.positive_weight - 1.0) * labels
+        return losses
+
+
+def seed_states(model: Any) -> list[Any]:
+    """The variables that dropout draws from, in the order of the layers."""
+    generators = [getattr(layer, "seed_generator", None) for layer in model.layers]
+    return [generator.state for generator in generators if generator is not None]
