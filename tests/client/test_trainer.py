@@ -93,7 +93,7 @@ def programs() -> Programs:
 def preprocessing() -> str:
     merged = statistics.merge(
         [
-            statistics.measure(AGREEMENT, columns_of(rows, rows.train), rows.labels[rows.train], None)
+            statistics.measure(AGREEMENT, columns_of(rows, rows.train), rows.labels[rows.train])
             for rows in (table("alpha"), table("beta", seed=1))
         ]
     )
@@ -188,7 +188,7 @@ def test_statistics_are_of_training_rows_alone(programs):
     rows = table("alpha")
     order = encode(StatisticsOrder(**header()))
     reply = reply_to(new_trainer(programs, table=rows), order, StatisticsReply)
-    expected = statistics.measure(AGREEMENT, columns_of(rows, rows.train), rows.labels[rows.train], None)
+    expected = statistics.measure(AGREEMENT, columns_of(rows, rows.train), rows.labels[rows.train])
     np.testing.assert_array_equal(reply.statistics, expected)
     assert reply.num_train_rows == len(rows.train)
     held_out = np.concatenate([rows.validation, rows.test])
@@ -357,7 +357,7 @@ def test_orders_of_another_agreement_or_for_another_merchant_are_refused(trainer
     ],
 )
 def test_round_that_does_not_fit_is_refused_before_training(trainer, round_order, changes, code):
-    assert refusal_code(trainer, round_order(SCAFFOLD, **changes)) == code
+    assert refusal_code(trainer, round_order(**{"plan": SCAFFOLD, **changes})) == code
 
 
 def test_control_variate_for_a_plan_without_one_is_refused(trainer, round_order, weights):
@@ -380,7 +380,7 @@ def test_preprocessing_for_other_features_is_refused(trainer, round_order):
         ]
     )
     rows = table("alpha")
-    measured = statistics.measure(other, columns_of(rows, rows.train), rows.labels[rows.train], None)
+    measured = statistics.measure(other, columns_of(rows, rows.train), rows.labels[rows.train])
     foreign = FittedPreprocessing.fit(other, measured).to_json()
     assert refusal_code(trainer, round_order(preprocessing=foreign)) == "not-permitted"
 
