@@ -42,7 +42,7 @@ class TensorFlowProgram:
         weights, loss_sum = self._run(
             tf.constant(start.weights),
             tf.constant(start.correction),
-            tf.constant(start.dropout_words),
+            [tf.constant(start.dropout_state(place)) for place in range(len(self._seeds))],
             tf.constant(rows.inputs.dense),
             tf.constant(rows.inputs.ids),
             tf.constant(rows.labels),
@@ -59,11 +59,11 @@ class TensorFlowProgram:
         return np.asarray(scored.numpy(), np.float32)
 
     def _steps(
-        self, start: Any, correction: Any, seed: Any, dense: Any, ids: Any, labels: Any, numbers: Any
+        self, start: Any, correction: Any, seeds: list[Any], dense: Any, ids: Any, labels: Any, numbers: Any
     ) -> tuple[Any, Any]:
         num_rows, first, number, is_first = numbers[0], numbers[1], numbers[2], numbers[3] > 0
         anchor, corrections = self._cut(start), self._cut(correction)
-        self._begin(anchor, seed, is_first)
+        self._begin(anchor, seeds, is_first)
         batch_size = self._settings.plan.batch_size
 
         def step(i: Any, loss_sum: Any) -> tuple[Any, Any]:
@@ -101,14 +101,13 @@ class TensorFlowProgram:
             variable.assign(value)
         return self._model(model_inputs(self._settings.spec, dense, ids), training=False)[:, 0]
 
-    def _begin(self, weights: list[Any], seed: Any, is_first: Any) -> None:
+    def _begin(self, weights: list[Any], seeds: list[Any], is_first: Any) -> None:
         for variable, value in zip(self._variables, weights, strict=True):
             variable.assign(tf.where(is_first, value, variable.value))
         for slot in self._slots:
             slot.assign(tf.where(is_first, tf.zeros_like(slot.value), slot.value))
-        for i, state in enumerate(self._seeds):
-            own = tf.cast(seed, state.value.dtype) + tf.constant([0, i], state.value.dtype)
-            state.assign(tf.where(is_first, own, state.value))
+        for state, seed in zip(self._seeds, seeds, strict=True):
+            state.assign(tf.where(is_first, seed, state.value))
 
     def _cut(self, vector: Any) -> list[Any]:
         shapes = self._settings.spec.shapes

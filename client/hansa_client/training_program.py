@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hansa_common.agreement import Model, Plan
 from hansa_common.features import Inputs
 from hansa_common.model import ModelSpec
+from hansa_common.randomness import derived_seed
 from hansa_common.vectors import Vector
 
 # Small float16 gradients would vanish; a power of two scales them without rounding.
@@ -55,10 +56,9 @@ class LocalStart:
     correction: Vector
     dropout_seed: int
 
-    @property
-    def dropout_words(self) -> NDArray[np.uint32]:
-        """The seed as the two words of a Keras seed generator's state."""
-        return np.array([self.dropout_seed >> 32, self.dropout_seed & 0xFFFF_FFFF], np.uint32)
+    def dropout_state(self, place: int) -> NDArray[np.uint32]:
+        """(seed, step 0) of the layer of dropout at this place."""
+        return np.array([derived_seed(self.dropout_seed, "layer", place) & 0xFFFF_FFFF, 0], np.uint32)
 
 
 class Program(Protocol):
@@ -124,6 +124,5 @@ class StepSettings:
 
 
 def seed_states(model: Any) -> list[Any]:
-    """The variables that dropout draws from, in the order of the layers."""
-    generators = [getattr(layer, "seed_generator", None) for layer in model.layers]
-    return [generator.state for generator in generators if generator is not None]
+    """The variables, (seed, step), that the layers of dropout draw their masks from."""
+    return [layer.seed_state for layer in model.layers if hasattr(layer, "seed_state")]

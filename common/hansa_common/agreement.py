@@ -31,6 +31,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 _MAX_HELD_OUT = 0.95
 _MIN_CANDIDATES = 2
 _MAX_SHOWN_CHARS = 80
+_MAX_PROBLEM_CHARS = 300
 
 
 class Label(Section):
@@ -294,7 +295,10 @@ def _is_echo(problem: dict[str, Any], problems: list[dict[str, Any]]) -> bool:
 
 
 def _problem(error: dict[str, Any]) -> str:
+    if error["type"] == "union_tag_invalid":
+        return f"there is no kind {_shown(error['ctx']['tag'])}; allowed: {error['ctx']['expected_tags']}"
     message = str(error["msg"]).removeprefix("Value error, ")
+    message = message if len(message) <= _MAX_PROBLEM_CHARS else message[:_MAX_PROBLEM_CHARS] + "..."
     value = error.get("input")
     shown = "" if isinstance(value, dict | list) or value is None else f" (got {_shown(value)})"
     return message if error["type"] in {"unknown_key", "value_error", "missing"} else message + shown

@@ -256,7 +256,7 @@ def message_hash(message: bytes) -> str:
 
 
 def _problems(error: ValidationError) -> str:
-    # A header of 4 MiB holds a few hundred thousand unknown keys; telling each took two gigabytes.
+    # A header of 4 MiB holds a few hundred thousand unknown keys; telling each would take two gigabytes.
     if error.error_count() > _MAX_PROBLEMS:
         return f"{error.error_count()} problems"
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))

@@ -166,6 +166,8 @@ def _hidden(spec: ModelSpec, place: int, num_units: int, penalty: Any, policy: A
     """A function from one hidden layer's input to its output."""
     import keras
 
+    from hansa_common.dropout import SeededDropout
+
     layers = keras.layers
     # One layer with its activation where there is no norm: that is what can be pruned and quantized.
     activation = None if spec.layer_norm else spec.activation
@@ -178,7 +180,7 @@ def _hidden(spec: ModelSpec, place: int, num_units: int, penalty: Any, policy: A
             layers.Activation(spec.activation, dtype=policy),
         ]
     if spec.dropout:
-        steps.append(layers.Dropout(spec.dropout, dtype=policy, name=f"dropout_{place}"))
+        steps.append(SeededDropout(spec.dropout, dtype=policy, name=f"dropout_{place}"))
 
     def apply(x: Any) -> Any:
         for step in steps:
