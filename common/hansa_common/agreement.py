@@ -277,7 +277,7 @@ def validate_agreement(values: dict[str, Any], source: str) -> Agreement:
     try:
         return Agreement.model_validate(values)
     except ValidationError as error:
-        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
         lines = [f"  {_place(p['loc'])}: {_problem(p)}" for p in problems if not _is_echo(p, problems)]
         raise AgreementError("\n".join([f"{source} does not hold:", *lines])) from None
 
