@@ -142,7 +142,7 @@ def test_empty_roster_takes_whoever_comes_in_order_of_name(federation):
 
 def test_name_that_no_agreement_could_hold_is_refused_under_an_empty_roster(federation, world):
     run = federation(roster=[])
-    hostile = world.Shop("x\x1b[2J\nround 1: all fine", run.agreement)
+    hostile = world.Shop("x\u202eenif lla :1 dnuor/..", run.agreement)
     result = run.run({"hostile": hostile})
     assert tuple(merchant.name for merchant in result.merchants) == ROSTER
     (refused,) = run.of(NodeRefused)
