@@ -1,0 +1,1 @@
+"""A Flower app in the layout of Flower's own TensorFlow template."""
