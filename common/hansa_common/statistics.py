@@ -66,7 +66,7 @@ def merge(vectors: Sequence[Statistics]) -> Statistics:
     """
     if not vectors:
         raise ValueError("there are no statistics to merge")
-    return np.sum(np.stack(list(vectors)), axis=0, dtype=np.int64)
+    return np.asarray(np.sum(np.stack(list(vectors)), axis=0, dtype=np.int64))
 
 
 def check_statistics(agreement: Agreement, vector: Statistics, num_rows: int) -> None:
@@ -81,12 +81,11 @@ def check_statistics(agreement: Agreement, vector: Statistics, num_rows: int) ->
     if vector.min() < 0:
         raise ValueError(f"the statistics hold the negative count {vector.min()}")
     rows, positives = vector[:NUM_ROW_COUNTS].tolist()
-    if rows not in {0, num_rows} or positives > num_rows:
+    if rows not in {0, num_rows} or positives > rows:
         raise ValueError(f"{positives} of {rows} rows positive, of {num_rows} rows")
     for feature, part in parts(agreement.features, vector):
         if isinstance(feature, NumericFeature) and feature.scaling != "quantile":
-            count, total, squares = part.tolist()
-            if count > num_rows or total > count * SCALE or squares > total + count:
+            if part[0] > num_rows or not _are_sums(*part.tolist()):
                 raise ValueError(f"feature {feature.name!r}: {part.tolist()} are not sums over at most {num_rows} rows")
         # Each count first: a sum of huge counts could wrap round to something believable.
         elif part.size and (part.max() > num_rows or part.sum() > num_rows):
@@ -111,6 +110,13 @@ def positions(feature: NumericFeature, values: NDArray[np.float64]) -> NDArray[n
     above = np.clip(values, feature.low, feature.high) - feature.low
     width = feature.high - feature.low
     return np.log1p(above) / np.log1p(width) if feature.scaling == "log" else above / width
+
+
+def _are_sums(count: int, total: int, squares: int) -> bool:
+    """Whether `count` positions can have these sums: each is at most 1, and the variance is not below 0."""
+    # Rounding keeps the order of a position and its square, and moves each by at most a half.
+    least = max(total - count, 0) ** 2
+    return total <= count * SCALE and squares <= total and least <= (squares + count) * count * SCALE
 
 
 def _width(feature: Feature) -> int:
@@ -143,7 +149,9 @@ def _bin_counts(feature: NumericFeature, values: NDArray[np.float64]) -> Statist
 
 def _sums(feature: NumericFeature, values: NDArray[np.float64]) -> Statistics:
     place = positions(feature, values[~np.isnan(values)])
-    return np.array([len(place), np.rint(place * SCALE).sum(), np.rint(place**2 * SCALE).sum()]).astype(np.int64)
+    # Integers before the sums: beyond 2**53 a sum of floats depends on its order.
+    total, squares = (np.rint(powers * SCALE).astype(np.int64).sum() for powers in (place, place**2))
+    return np.array([len(place), total, squares], np.int64)
 
 
 def _entry_counts(feature: CategoricalFeature, values: NDArray[Any]) -> Statistics:
