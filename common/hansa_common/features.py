@@ -25,11 +25,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from hansa_common import statistics
 from hansa_common.agreement import Agreement
@@ -49,14 +49,18 @@ from hansa_common.schema import (
 )
 from hansa_common.statistics import Columns, Statistics
 
-# A deviation below this share of the domain is taken as this: a constant column must not explode.
-MIN_DEVIATION: Final = 1e-6
+# A deviation below this share of the domain is taken as this: a variance below one unit of the sums is rounding, and
+# neither a constant column nor one in a corner of its domain may explode.
+MIN_DEVIATION: Final = statistics.SCALE**-0.5
 _DAY: Final = 86_400.0
 # 1 January 1970 was a Thursday, and weeks begin on Monday.
 _DAYS_SINCE_MONDAY: Final = 3
+# What was sent can have megabytes; what is said of it fits a log.
+_MAX_PROBLEM_CHARS: Final = 300
 _UNIFORM_DEVIATION: Final = math.sqrt(1.0 / 12.0)
 
-Share = Annotated[float, Field(ge=0, le=1)]
+# -0.0 equals 0.0 but is written otherwise: equal preprocessing must have equal text.
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: value + 0.0)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Scale(Section):
 
 class Fitted(Section):
     """What was learned of one feature: of a numeric one its scale or the share of values up to each end of its bins,
-    of one with a vocabulary whether each entry is known."""
+    of one with a vocabulary whether each entry is known.
+    """
 
     scale: Scale | None = None
     shares: Annotated[tuple[Share, ...], Field(max_length=4097)] = ()
@@ -110,13 +115,11 @@ class FittedPreprocessing(Section):
             MessageError: the text is anything else.
         """
         try:
-            preprocessing = cls.model_validate_json(text)
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise MessageError(f"the preprocessing is not valid: {place}: {first['msg']}") from None
-        preprocessing._check()
-        return preprocessing
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise MessageError(f"the preprocessing is not valid: {problem[:_MAX_PROBLEM_CHARS]}") from None
 
     def to_json(self) -> str:
         """Canonical JSON: equal preprocessing, equal text."""
@@ -142,12 +145,14 @@ class FittedPreprocessing(Section):
             place += feature.dense_width
         return Inputs(dense, ids)
 
-    def _check(self) -> None:
+    @model_validator(mode="after")
+    def _fits_its_features(self) -> Self:
         if len(self.fitted) != len(self.features) or not self.features:
-            raise MessageError(f"the preprocessing fits {len(self.fitted)} of {len(self.features)} features")
+            raise ValueError(f"{len(self.fitted)} of {len(self.features)} features are fitted")
         for feature, fitted in zip(self.features, self.fitted, strict=True):
             if not _fits(feature, fitted):
-                raise MessageError(f"the preprocessing of feature {feature.name!r} is not one of its kind")
+                raise ValueError(f"feature {feature.name!r} is not fitted as one of its kind")
+        return self
 
 
 def _fitted(feature: Feature, part: Statistics) -> Fitted:
@@ -196,7 +201,7 @@ def _dense(feature: Feature, fitted: Fitted, values: NDArray[Any], hash_key: byt
     match feature:
         case CategoricalFeature():
             ids = _ids(feature, fitted, values, hash_key)
-            return (ids[:, None] == np.arange(feature.num_ids)).astype(np.float64)
+            return np.asarray(ids[:, None] == np.arange(feature.num_ids), np.float64)
         case NumericFeature():
             columns = [_scaled(feature, fitted, values)]
         case BooleanFeature():
@@ -213,7 +218,8 @@ def _scaled(feature: NumericFeature, fitted: Fitted, values: NDArray[np.float64]
     if fitted.scale is not None:
         return (place - fitted.scale.mean) / fitted.scale.deviation
     below = np.interp(place, np.linspace(0.0, 1.0, feature.bins + 1), fitted.shares)
-    return (below - 0.5) / _UNIFORM_DEVIATION
+    found: NDArray[np.float64] = (below - 0.5) / _UNIFORM_DEVIATION
+    return found
 
 
 def _cyclic(seconds: NDArray[np.float64]) -> list[NDArray[np.float64]]:
