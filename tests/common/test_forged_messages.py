@@ -138,6 +138,14 @@ def test_lengths_that_add_up_with_a_negative_one_are_refused(wire):
     wire.refused(wire.framed(header, body), "out of bounds")
 
 
+@pytest.mark.parametrize("loss", ["NaN", "Infinity", "-Infinity", "1e999", "-0.0", "0", '"NaN"', "null", "true"])
+def test_loss_that_is_no_finite_number_in_its_one_spelling_is_refused(wire, loss):
+    header, body = wire.parts(encode(example_reply()))
+    forged = wire.canonical(header).replace(b'"train_loss":0.25', b'"train_loss":' + loss.encode())
+    assert forged != wire.canonical(header)
+    wire.refused(wire.framed(forged, body))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
