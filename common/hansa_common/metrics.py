@@ -189,7 +189,7 @@ def decision_threshold(histogram: Histogram) -> float | None:
 
 
 def _brier(negatives: Histogram, positives: Histogram) -> float:
-    squared = np.dot(negatives, _CENTRE_SCORES**2) + np.dot(positives, (1.0 - _CENTRE_SCORES) ** 2)
+    squared = np.sum(negatives * _CENTRE_SCORES**2) + np.sum(positives * (1.0 - _CENTRE_SCORES) ** 2)
     return float(squared / (negatives.sum() + positives.sum()))
 
 
