@@ -115,7 +115,7 @@ class Plan(Section):
 
 class Training(Section):
     """The rounds and the plan. `auto` tries every candidate for trial_rounds and goes on with the best one
-    by validation PR-AUC; trial rounds count towards `rounds`.
+    by validation PR-AUC; trial rounds count towards `rounds`. Under `auto`, `plan` says what candidates share.
     """
 
     algorithm: Algorithm | Literal["auto"] = "fedavg"
@@ -127,13 +127,17 @@ class Training(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _plan_takes_algorithm(cls, values: Any) -> Any:
-        # `algorithm` is said once in TOML, at [training]; the plan repeats it so that a plan stands alone.
-        if isinstance(values, dict) and values.get("algorithm", "fedavg") != "auto":
-            plan = values.get("plan", {})
-            if isinstance(plan, dict):
-                return {**values, "plan": {"algorithm": values.get("algorithm", "fedavg"), **plan}}
-        return values
+    def _plans_stand_alone(cls, values: Any) -> Any:
+        # In TOML `algorithm` is said once, at [training], and what candidates share once, at [training.plan].
+        if not isinstance(values, dict) or not isinstance(plan := values.get("plan", {}), dict):
+            return values
+        algorithm, candidates = values.get("algorithm", "fedavg"), values.get("candidates", [])
+        if algorithm != "auto":
+            return {**values, "plan": {"algorithm": algorithm, **plan}}
+        if not isinstance(candidates, list | tuple):
+            return values
+        whole = [{**plan, **candidate} if isinstance(candidate, dict) else candidate for candidate in candidates]
+        return {**values, "candidates": whole}
 
     @model_validator(mode="after")
     def _algorithm_matches_plans(self) -> Self:

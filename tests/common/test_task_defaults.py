@@ -101,3 +101,14 @@ def test_unknown_task_is_left_for_validation_to_refuse(values):
 @pytest.mark.parametrize("section", ["model", "training", "privacy"])
 def test_section_that_is_no_table_is_left_for_validation_to_refuse(section):
     assert with_task_defaults({"task": "fraud", section: 3})[section] == 3
+
+
+def test_candidates_share_the_plan_and_the_tasks_defaults_and_their_own_values_win():
+    candidates = [{"algorithm": "fedavg"}, {"algorithm": "scaffold", "learning_rate": 0.2}]
+    training = {"algorithm": "auto", "rounds": 12, "plan": {"learning_rate": 0.05}, "candidates": candidates}
+    values = {"task": "purchase", "label": {"column": "buys"}, "features": [{"kind": "boolean", "name": "member"}]}
+    agreement = validate_agreement({**values, "training": training}, "the test")
+    first, second = agreement.training.plans
+    assert (first.learning_rate, second.learning_rate) == (0.05, 0.2)
+    assert first.local_epochs == second.local_epochs == 5
+    assert validate_agreement(agreement.model_dump(mode="json"), "the test") == agreement
