@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 STOP_SECONDS: Final = 15.0
+STDIN: Final = 0
+_STDIN_BYTES: Final = 4096
 
 
 class Child:
@@ -75,6 +77,13 @@ def first_to_end(children: Sequence[Child]) -> Child:
     for child in children:
         threading.Thread(target=wait, args=(child,), daemon=True).start()
     return ended.get()
+
+
+def wait_for_end_of_parent() -> None:
+    """Wait, in a child, until the parent has ended or has closed this process's standard input."""
+    # Not through sys.stdin: a thread that waits in it holds a lock that a closing interpreter needs, which then aborts.
+    while os.read(STDIN, _STDIN_BYTES):
+        pass
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -48,7 +48,7 @@ def start(
     merchant: Annotated[str, typer.Option(help="This merchant's name, as in the agreement's roster.")],
     server: Annotated[str, typer.Option(help="The coordinator's SuperLink.")] = "127.0.0.1:8000",
     state: Annotated[
-        Path | None, typer.Option(help="Where this merchant's state is kept.  [default: .hansa/MERCHANT]")
+        Path | None, typer.Option(help="Where this merchant's state is kept.", show_default=".hansa/MERCHANT")
     ] = None,
     hash_key: Annotated[
         Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Final
 
+from hansa_client import children
 from hansa_common.addresses import Address
 
 # Flower 1.41 asks the SuperLink every 3 s and its own launcher every second: most of an exchange's time.
@@ -66,7 +67,7 @@ def main() -> None:
 
 def _end_with_parent() -> None:
     # Flower's launcher watches the node in its turn, so that nothing is left behind.
-    sys.stdin.buffer.read()
+    children.wait_for_end_of_parent()
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -14,7 +14,6 @@ import hmac
 import logging
 import os
 import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Annotated, Final, Self
 import grpc
 import typer
 
-from hansa_client import durable_files, trainer_pb2
+from hansa_client import children, durable_files, trainer_pb2
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import (
     CHANNEL_OPTIONS,
@@ -176,7 +175,7 @@ def main(
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    children.wait_for_end_of_parent()
     stop.set()
 
 

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 BASELINES: Final[tuple[Baseline, ...]] = ("local", "pooled")
 DEMO_AGREEMENT: Final = "demo_agreement.toml"
 
-simulate = typer.Typer(name="simulate", help="Run a federation of one table's silos in this process.")
-demo = typer.Typer(name="demo", help="See five synthetic merchants train together, and what it was worth.")
+simulate = typer.Typer(
+    name="simulate", help="Run a federation of one table's silos in this process.", add_completion=False
+)
+demo = typer.Typer(
+    name="demo", help="See five synthetic merchants train together, and what it was worth.", add_completion=False
+)
 
 
 @simulate.command()

@@ -1,0 +1,52 @@
+"""A merchant's processes end with their parent, and a process that is told to end does so in good order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+from hansa_client import children
+
+# Waits for its parent as the trainer and the node do, and ends by itself when it gets SIGTERM.
+CHILD = textwrap.dedent("""
+    import signal, sys, threading
+    from hansa_client.children import wait_for_end_of_parent
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    def watch():
+        wait_for_end_of_parent()
+        print("the parent has ended", flush=True)
+        stop.set()
+    threading.Thread(target=watch, daemon=True).start()
+    print("ready", flush=True)
+    stop.wait()
+""")
+
+
+def test_child_that_waits_for_its_parent_ends_with_code_0_when_told_to(tmp_path):
+    log = tmp_path / "log"
+    with children.running("a child", [sys.executable, "-c", CHILD], os.environ, log=log) as child:
+        while "ready" not in log.read_text():
+            assert child.process.poll() is None, log.read_text()
+    assert child.process.returncode == 0
+    assert log.read_text() == "ready\n"
+
+
+def test_child_notices_the_end_of_its_parent(tmp_path):
+    parent = textwrap.dedent(f"""
+        import os, sys
+        from pathlib import Path
+        from hansa_client import children
+        log = Path(sys.argv[1])
+        with children.running("a child", [sys.executable, "-c", {CHILD!r}], os.environ, log=log) as child:
+            while "ready" not in log.read_text():
+                pass
+            print(child.process.pid, flush=True)
+            os._exit(0)
+    """)
+    log = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", parent, log], check=True, capture_output=True, timeout=60)
+    while "the parent has ended" not in log.read_text():
+        pass
