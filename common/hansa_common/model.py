@@ -11,14 +11,15 @@ imported only where a network is built.
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
 
 from hansa_common.agreement import Activation, Agreement, Precision
 from hansa_common.errors import UsageError
@@ -51,11 +52,17 @@ class ModelSpec(Section):
     embeddings: tuple[EmbeddingSpec, ...]
     hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...]
     activation: Activation
-    dropout: float
-    l1: float
-    l2: float
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    l1: Annotated[float, Field(ge=0)]
+    l2: Annotated[float, Field(ge=0)]
     layer_norm: bool
     output_bias: float
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> Self:
+        if not self.num_dense and not self.embeddings:
+            raise ValueError("a network without inputs")
+        return self
 
     @classmethod
     def from_agreement(cls, agreement: Agreement) -> ModelSpec:
@@ -155,11 +162,13 @@ def load_model_parts(folder: Path) -> tuple[ModelSpec, Vector, FittedPreprocessi
     """
     try:
         spec = ModelSpec.model_validate_json((folder / SPEC_NAME).read_text(encoding="utf-8"))
-        preprocessing = (folder / PREPROCESSING_NAME).read_text(encoding="utf-8")
-        arrays = _arrays((folder / WEIGHTS_NAME).read_bytes(), spec)
-    except (OSError, ValueError, ValidationError, zipfile.BadZipFile, KeyError) as error:
+        preprocessing = FittedPreprocessing.from_json((folder / PREPROCESSING_NAME).read_text(encoding="utf-8"))
+        weights = flatten(_arrays((folder / WEIGHTS_NAME).read_bytes(), spec))
+        _refuse_other_inputs(spec, preprocessing)
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        # Of a damaged archive zipfile says all of these.
         raise UsageError(f"{folder} does not hold a model: {error}") from error
-    return spec, flatten(arrays), FittedPreprocessing.from_json(preprocessing)
+    return spec, weights, preprocessing
 
 
 def _hidden(spec: ModelSpec, place: int, num_units: int, penalty: Any, policy: Any) -> Any:
@@ -204,11 +213,30 @@ def _initial(name: str, shape: tuple[int, ...], spec: ModelSpec, seed: int) -> N
 
 
 def _arrays(content: bytes, spec: ModelSpec) -> Sequence[NDArray[np.float32]]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        if sorted(stored.files) != sorted(spec.named_shapes):
-            raise ValueError(f"{WEIGHTS_NAME} holds {stored.files}, the model has {list(spec.named_shapes)}")
-        arrays = [stored[name] for name in spec.named_shapes]
-    for (name, shape), array in zip(spec.named_shapes.items(), arrays, strict=True):
-        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-            raise ValueError(f"{WEIGHTS_NAME}: {name} is {array.dtype} {array.shape}, not finite float32 {shape}")
-    return arrays
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if sorted(names) != sorted(spec.named_shapes):
+            raise ValueError(f"{WEIGHTS_NAME} holds {names}, the model has {list(spec.named_shapes)}")
+        return [_array(archive, name, shape) for name, shape in spec.named_shapes.items()]
+
+
+def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """One array as `save_model` writes it and in no other form: nothing else is parsed, unpacked or unpickled."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    size = len(header.getvalue()) + 4 * math.prod(shape)
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type == zipfile.ZIP_STORED and entry.file_size == size:
+        stored = archive.read(entry)
+        if stored.startswith(header.getvalue()):
+            array = np.frombuffer(stored, "<f4", offset=len(header.getvalue())).reshape(shape)
+            if np.isfinite(array).all():
+                return array
+    raise ValueError(f"{WEIGHTS_NAME}: {name} is not a finite float32 array {shape}")
+
+
+def _refuse_other_inputs(spec: ModelSpec, preprocessing: FittedPreprocessing) -> None:
+    features = preprocessing.features
+    expected = [(feature.name, feature.num_ids, feature.embedding_dim) for feature in embedded(features)]
+    if spec.num_dense != num_dense(features) or [(e.feature, e.num_ids, e.dim) for e in spec.embeddings] != expected:
+        raise ValueError(f"{PREPROCESSING_NAME} is for another network than {SPEC_NAME}")
