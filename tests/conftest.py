@@ -57,6 +57,14 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
+def one_thread() -> None:
+    """TensorFlow's threads are settled before its first operation or never: for tests whose own comes first."""
+    from hansa_client.tensorflow_program import configure_devices
+
+    configure_devices()
+
+
+@pytest.fixture(scope="session")
 def public_data() -> Path:
     """The folder of the public data sets; for tests marked `data`."""
     return DATA

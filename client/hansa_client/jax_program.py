@@ -50,7 +50,8 @@ class JaxProgram:
         state = self._begun(start) if steps.is_first or self._state is None else self._state
         numbers = np.array([rows.num_rows, steps.first, steps.number], np.int32)
         inputs = (jnp.array(rows.inputs.dense), jnp.array(rows.inputs.ids), jnp.array(rows.labels))
-        self._state, loss_sum = self._run(state, start.weights, start.correction, inputs, numbers)
+        before = np.float32(steps.loss_sum)
+        self._state, loss_sum = self._run(state, start.weights, start.correction, inputs, numbers, before)
         return float(loss_sum)
 
     def weights(self) -> Vector:
@@ -70,21 +71,23 @@ class JaxProgram:
         return self._cut(jnp.array(start.weights)), others, slots
 
     def _steps(
-        self, state: _State, start: Any, correction: Any, inputs: tuple[Any, Any, Any], numbers: Any
+        self, state: _State, start: Any, correction: Any, inputs: tuple[Any, Any, Any], numbers: Any, before: Any
     ) -> tuple[_State, Any]:
         num_rows, first, number = numbers[0], numbers[1], numbers[2]
         anchor, corrections = self._cut(start), self._cut(correction)
         batch_size = self._settings.plan.batch_size
 
         def step(i: Any, carried: tuple[_State, Any]) -> tuple[_State, Any]:
-            before, loss_sum = carried
+            now, loss_sum = carried
             begin = i * batch_size
             dense, ids, labels = (lax.dynamic_slice_in_dim(part, begin, batch_size) for part in inputs)
             is_real = (begin + jnp.arange(batch_size) < num_rows).astype(jnp.float32)
-            after, loss = self._step(before, model_inputs(self._settings.spec, dense, ids), labels, is_real, anchor, corrections)
+            batch = model_inputs(self._settings.spec, dense, ids)
+            after, loss = self._step(now, batch, labels, is_real, anchor, corrections)
             return after, loss_sum + loss * is_real.sum()
 
-        return lax.fori_loop(first, first + number, step, (state, jnp.float32(0.0)))
+        done: tuple[_State, Any] = lax.fori_loop(first, first + number, step, (state, before))
+        return done
 
     def _step(
         self, state: _State, batch: list[Any], labels: Any, is_real: Any, anchor: list[Any], corrections: list[Any]

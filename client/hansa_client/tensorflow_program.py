@@ -43,10 +43,9 @@ class TensorFlowProgram:
             tf.constant(start.weights),
             tf.constant(start.correction),
             [tf.constant(start.dropout_state(place)) for place in range(len(self._seeds))],
-            tf.constant(rows.inputs.dense),
-            tf.constant(rows.inputs.ids),
-            tf.constant(rows.labels),
+            [tf.constant(part) for part in (rows.inputs.dense, rows.inputs.ids, rows.labels)],
             tf.constant(numbers),
+            tf.constant(steps.loss_sum, tf.float32),
         )
         self._weights = weights.numpy()
         return float(loss_sum)
@@ -59,9 +58,10 @@ class TensorFlowProgram:
         return np.asarray(scored.numpy(), np.float32)
 
     def _steps(
-        self, start: Any, correction: Any, seeds: list[Any], dense: Any, ids: Any, labels: Any, numbers: Any
+        self, start: Any, correction: Any, seeds: list[Any], rows: list[Any], numbers: Any, before: Any
     ) -> tuple[Any, Any]:
         num_rows, first, number, is_first = numbers[0], numbers[1], numbers[2], numbers[3] > 0
+        dense, ids, labels = rows
         anchor, corrections = self._cut(start), self._cut(correction)
         self._begin(anchor, seeds, is_first)
         batch_size = self._settings.plan.batch_size
@@ -74,7 +74,7 @@ class TensorFlowProgram:
             loss, count = self._step(batch, batch_labels, is_real, anchor, corrections)
             return i + 1, loss_sum + loss * count
 
-        _, loss_sum = tf.while_loop(lambda i, _: i < first + number, step, (first, tf.constant(0.0)))
+        _, loss_sum = tf.while_loop(lambda i, _: i < first + number, step, (first, before))
         return tf.concat([tf.reshape(v.value, [-1]) for v in self._variables], axis=0), loss_sum
 
     def _step(

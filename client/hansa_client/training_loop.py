@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,13 @@ from hansa_common.model import ModelSpec
 from hansa_common.vectors import Vector
 
 CHUNK_SECONDS: Final = 0.5
-# Before anything is known of a step's cost.
-FIRST_CHUNK_STEPS: Final = 32
+# From one step on, since nothing is known of its cost.
 MAX_CHUNK_GROWTH: Final = 16
 # Rows are scored in blocks of these sizes, so that three compiled programs serve every number of rows.
 SCORING_BLOCKS: Final = (8192, 1024, 128)
 BACKENDS: Final = ("tensorflow", "jax")
+
+Number = TypeVar("Number", np.float32, np.int32)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LocalTraining:
         self._ids = np.zeros((num_padded, len(spec.embeddings)), np.int32)
         self._labels = np.zeros(num_padded, np.float32)
         self._no_correction = np.zeros(0, np.float32)
-        self._chunk_steps = FIRST_CHUNK_STEPS
+        self._chunk_steps = 1
         self._is_compiled = False
 
     def train(
@@ -86,13 +87,15 @@ class LocalTraining:
         loss_sum, is_first = 0.0, True
         for order in epochs:
             rows = self._padded(inputs, labels, order)
-            done = 0
+            done, epoch_loss = 0, 0.0
             while done < num_steps:
                 if should_stop():
                     raise DeadlineError("local training was stopped between two chunks: its deadline, or a shutdown")
                 number = min(self._chunk_steps, num_steps - done)
-                loss_sum += self._timed(start, rows, Steps(done, number, is_first))
+                # The epoch's sum goes in and out: sums of chunks would depend on where the chunks were cut.
+                epoch_loss = self._timed(start, rows, Steps(done, number, is_first, epoch_loss))
                 done, is_first = done + number, False
+            loss_sum += epoch_loss
         return TrainingOutcome(self._program.weights(), num_steps * len(epochs), loss_sum / (num_rows * len(epochs)))
 
     def logits(self, weights: Vector, inputs: Inputs) -> NDArray[np.float32]:
@@ -110,19 +113,25 @@ class LocalTraining:
         began = time.monotonic()
         loss = self._program.run(start, rows, steps)
         seconds = time.monotonic() - began
-        if self._is_compiled and steps.number == self._chunk_steps:
-            fitting = int(self._chunk_steps * CHUNK_SECONDS / max(seconds, 1e-9))
+        # The last chunk of an epoch can be short, and says too little of what would fit; too long is too long.
+        if self._is_compiled and (steps.number == self._chunk_steps or seconds > CHUNK_SECONDS):
+            fitting = int(steps.number * CHUNK_SECONDS / max(seconds, 1e-9))
             self._chunk_steps = min(max(1, fitting), MAX_CHUNK_GROWTH * self._chunk_steps)
         self._is_compiled = True
         return loss
 
     def _padded(self, inputs: Inputs, labels: NDArray[np.uint8], order: NDArray[np.int64]) -> PaddedRows:
-        """The rows in this order, in the buffers that every epoch uses; what is behind them no step looks at."""
+        """The rows in this order, in the buffers that every epoch uses; what is behind the last batch no step
+        looks at.
+        """
         num_rows = len(order)
+        end_of_batch = math.ceil(num_rows / self._batch_size) * self._batch_size
         np.take(inputs.dense, order, axis=0, out=self._dense[:num_rows])
         np.take(inputs.ids, order, axis=0, out=self._ids[:num_rows])
         self._labels[:num_rows] = labels[order]
-        # A batch's rows behind the last real one are computed and weigh nothing: they must be finite, no more.
+        for buffer in (self._dense, self._ids, self._labels):
+            # Of weight zero; but rows of an earlier call could overflow, and zero times infinity is not zero.
+            buffer[num_rows:end_of_batch] = 0
         return PaddedRows(Inputs(self._dense, self._ids), self._labels, num_rows)
 
     def _zeros_like(self, weights: Vector) -> Vector:
@@ -165,7 +174,7 @@ def _backend() -> str:
     return name
 
 
-def _block(rows: NDArray[np.generic], first: int, size: int) -> NDArray[np.generic]:
+def _block(rows: NDArray[Number], first: int, size: int) -> NDArray[Number]:
     """Rows first to first + size, padded with zeros where there are fewer."""
     part = rows[first : first + size]
     return np.ascontiguousarray(part) if len(part) == size else np.pad(part, ((0, size - len(part)), (0, 0)))

@@ -41,11 +41,15 @@ class PaddedRows:
 
 @dataclass(frozen=True)
 class Steps:
-    """Some steps of an epoch; with `is_first`, weights and optimizer begin anew before them."""
+    """Some steps of an epoch; with `is_first`, weights and optimizer begin anew before them.
+
+    `loss_sum` is what `Program.run` returned for the epoch's steps before them, or 0.
+    """
 
     first: int
     number: int
     is_first: bool
+    loss_sum: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Program(Protocol):
     """Compiled steps of one model and plan; keeps weights and optimizer from one call to the next."""
 
     def run(self, start: LocalStart, rows: PaddedRows, steps: Steps) -> float:
-        """Do some steps, and return the sum over their rows of the batches' mean losses."""
+        """Do some steps, and return `loss_sum` with the batches' mean losses added, each once for each of its rows."""
         ...
 
     def weights(self) -> Vector:
@@ -112,12 +116,13 @@ class StepSettings:
         """(rows,) losses of logits (rows,) and labels (rows,) of 0 and 1, in the backend's tensors."""
         from keras import ops
 
-        # log(1 + exp(x)) - x y, in the form that does not overflow.
-        losses = ops.maximum(logits, 0.0) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+        # The logit of the wrong class: its softplus is the cross-entropy, and smooth at zero too.
+        wrong = logits * (1.0 - 2.0 * labels)
+        losses = ops.softplus(wrong)
         if self.model.loss == "focal":
-            # Lin et al., "Focal Loss for Dense Object Detection" (2017): (1 - p of the true class) ** gamma.
-            wrong = ops.sigmoid(logits * (1.0 - 2.0 * labels))
-            losses *= wrong**self.model.focal_gamma
+            # Lin et al., "Focal Loss for Dense Object Detection" (2017): sigmoid(wrong) ** gamma, by its logarithm,
+            # since the power's derivative is not finite where the sigmoid is rounded to zero.
+            losses *= ops.exp(-self.model.focal_gamma * ops.softplus(-wrong))
         if self.model.positive_weight != 1.0:
             losses *= 1.0 + (self.model.positive_weight - 1.0) * labels
         return losses

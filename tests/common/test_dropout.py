@@ -5,17 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROWS, UNITS = 192, 101
 SIZE = ROWS * UNITS
 RATES = (0.1, 0.3, 0.5, 0.9)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """TensorFlow's threads are settled before its first operation, or never: other tests train in this process."""
-    from hansa_client.tensorflow_program import configure_devices
-
-    configure_devices()
 
 
 def dropped(rate: float, seed: int = 12_345, step: int = 0, inputs=None):

@@ -30,16 +30,10 @@ from hansa_common.model import (
 from hansa_common.statistics import statistics_length
 from hansa_common.vectors import num_params, unflatten
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EMBEDDINGS = (EmbeddingSpec(feature="brand", num_ids=7, dim=3), EmbeddingSpec(feature="shop", num_ids=4, dim=2))
 NUM_ROWS = 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """TensorFlow's threads are settled before its first operation, or never: other tests train in this process."""
-    from hansa_client.tensorflow_program import configure_devices
-
-    configure_devices()
 
 
 def spec_with(**changes) -> ModelSpec:
