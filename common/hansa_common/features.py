@@ -52,12 +52,12 @@ from hansa_common.statistics import Columns, Statistics
 # A deviation below this share of the domain is taken as this: a variance below one unit of the sums is rounding, and
 # neither a constant column nor one in a corner of its domain may explode.
 MIN_DEVIATION: Final = statistics.SCALE**-0.5
-_DAY: Final = 86_400.0
+DAY: Final = 86_400.0
 # 1 January 1970 was a Thursday, and weeks begin on Monday.
-_DAYS_SINCE_MONDAY: Final = 3
+DAYS_SINCE_MONDAY: Final = 3
 # What was sent can have megabytes; what is said of it fits a log.
 _MAX_PROBLEM_CHARS: Final = 300
-_UNIFORM_DEVIATION: Final = math.sqrt(1.0 / 12.0)
+UNIFORM_DEVIATION: Final = math.sqrt(1.0 / 12.0)
 
 # -0.0 equals 0.0 but is written otherwise: equal preprocessing must have equal text.
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: value + 0.0)]
@@ -155,6 +155,15 @@ class FittedPreprocessing(Section):
         return self
 
 
+def id_of_text(feature: CategoricalFeature, fitted: Fitted, hash_key: bytes | None) -> Callable[[str], int]:
+    """The function from a text of this feature to its id.
+
+    Raises:
+        DataError: the feature is hashed and there is no key.
+    """
+    return _vocabulary_id(feature, fitted) if feature.vocabulary else _bucket_id(feature, hash_key)
+
+
 def _fitted(feature: Feature, part: Statistics) -> Fitted:
     match feature:
         case NumericFeature(scaling="quantile"):
@@ -218,14 +227,14 @@ def _scaled(feature: NumericFeature, fitted: Fitted, values: NDArray[np.float64]
     if fitted.scale is not None:
         return (place - fitted.scale.mean) / fitted.scale.deviation
     below = np.interp(place, np.linspace(0.0, 1.0, feature.bins + 1), fitted.shares)
-    found: NDArray[np.float64] = (below - 0.5) / _UNIFORM_DEVIATION
+    found: NDArray[np.float64] = (below - 0.5) / UNIFORM_DEVIATION
     return found
 
 
 def _cyclic(seconds: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    day, second = np.divmod(seconds, _DAY)
-    hour = 2.0 * np.pi * second / _DAY
-    weekday = 2.0 * np.pi * np.mod(day + _DAYS_SINCE_MONDAY, 7.0) / 7.0
+    day, second = np.divmod(seconds, DAY)
+    hour = 2.0 * np.pi * second / DAY
+    weekday = 2.0 * np.pi * np.mod(day + DAYS_SINCE_MONDAY, 7.0) / 7.0
     return [np.sin(hour), np.cos(hour), np.sin(weekday), np.cos(weekday)]
 
 
@@ -233,7 +242,7 @@ def _ids(
     feature: CategoricalFeature, fitted: Fitted, values: NDArray[Any], hash_key: bytes | None
 ) -> NDArray[np.int32]:
     """(rows,) ids below feature.num_ids"""
-    id_of = _vocabulary_id(feature, fitted) if feature.vocabulary else _bucket_id(feature, hash_key)
+    id_of = id_of_text(feature, fitted, hash_key)
     found: dict[str | None, int] = {value: id_of(value) for value in set(values.tolist()) if value is not None}
     found[None] = MISSING_ID
     return np.fromiter((found[value] for value in values.tolist()), np.int32, len(values))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SPEC_NAME: Final = "spec.json"
 WEIGHTS_NAME: Final = "weights.npz"
 PREPROCESSING_NAME: Final = "preprocessing.json"
+MODEL_NAMES: Final = (SPEC_NAME, WEIGHTS_NAME, PREPROCESSING_NAME)
 _EMBEDDING_REACH: Final = 0.05
 
 
@@ -144,13 +145,40 @@ def ordered_variables(model: keras.Model, spec: ModelSpec) -> list[Any]:
     return [variable for name in layer_names for variable in model.get_layer(name).trainable_variables]
 
 
+def model_files(spec: ModelSpec, weights: Vector, preprocessing: FittedPreprocessing) -> dict[str, bytes]:
+    """Specification, weights (num_params,) and preprocessing as the bytes of files; equal models, equal bytes."""
+    arrays = zip(spec.named_shapes, unflatten(weights, spec.shapes), strict=True)
+    archive = io.BytesIO()
+    np.savez(archive, **dict(arrays))  # type: ignore[arg-type]  # numpy types its options among the arrays
+    return {
+        SPEC_NAME: f"{spec.model_dump_json(indent=2)}\n".encode(),
+        PREPROCESSING_NAME: f"{preprocessing.to_json()}\n".encode(),
+        WEIGHTS_NAME: archive.getvalue(),
+    }
+
+
+def model_parts(files: Mapping[str, bytes]) -> tuple[ModelSpec, Vector, FittedPreprocessing]:
+    """Read what `model_files` gives: specification, weights (num_params,), preprocessing.
+
+    Raises:
+        ValueError: a file is not a model's, or they do not belong together; says which.
+        MessageError: the preprocessing is not valid.
+    """
+    spec = ModelSpec.model_validate_json(files[SPEC_NAME].decode())
+    preprocessing = FittedPreprocessing.from_json(files[PREPROCESSING_NAME].decode())
+    try:
+        weights = flatten(_arrays(files[WEIGHTS_NAME], spec))
+    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        # Of a damaged archive zipfile says all of these.
+        raise ValueError(f"{WEIGHTS_NAME}: {error}") from error
+    _refuse_other_inputs(spec, preprocessing)
+    return spec, weights, preprocessing
+
+
 def save_model(folder: Path, spec: ModelSpec, weights: Vector, preprocessing: FittedPreprocessing) -> None:
     """Write specification, weights (num_params,) and preprocessing; equal models give equal bytes."""
-    (folder / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (folder / PREPROCESSING_NAME).write_text(preprocessing.to_json() + "\n", encoding="utf-8")
-    arrays = zip(spec.named_shapes, unflatten(weights, spec.shapes), strict=True)
-    with (folder / WEIGHTS_NAME).open("wb") as file:
-        np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # numpy types its options among the arrays
+    for name, content in model_files(spec, weights, preprocessing).items():
+        (folder / name).write_bytes(content)
 
 
 def load_model_parts(folder: Path) -> tuple[ModelSpec, Vector, FittedPreprocessing]:
@@ -161,14 +189,9 @@ def load_model_parts(folder: Path) -> tuple[ModelSpec, Vector, FittedPreprocessi
         MessageError: the preprocessing is not valid.
     """
     try:
-        spec = ModelSpec.model_validate_json((folder / SPEC_NAME).read_text(encoding="utf-8"))
-        preprocessing = FittedPreprocessing.from_json((folder / PREPROCESSING_NAME).read_text(encoding="utf-8"))
-        weights = flatten(_arrays((folder / WEIGHTS_NAME).read_bytes(), spec))
-        _refuse_other_inputs(spec, preprocessing)
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        # Of a damaged archive zipfile says all of these.
+        return model_parts({name: (folder / name).read_bytes() for name in MODEL_NAMES})
+    except (OSError, ValueError) as error:
         raise UsageError(f"{folder} does not hold a model: {error}") from error
-    return spec, weights, preprocessing
 
 
 def _hidden(spec: ModelSpec, place: int, num_units: int, penalty: Any, policy: Any) -> Any:
