@@ -106,10 +106,11 @@ class Command:
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
-            with self._changed:
-                self.lines.append(line.rstrip())
-                self._changed.notify_all()
+        with self.process.stdout as told:
+            for line in told:
+                with self._changed:
+                    self.lines.append(line.rstrip())
+                    self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
 
