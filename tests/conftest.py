@@ -8,10 +8,13 @@ or a GPU are not there.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
+
+from hansa_common.cli import installed_commands, run
 
 ROOT: Final = Path(__file__).parents[1]
 DATA: Final = Path(os.environ.get("HANSA_DATA") or ROOT.parent / "shared" / "data")
@@ -68,3 +71,23 @@ def one_thread() -> None:
 def public_data() -> Path:
     """The folder of the public data sets; for tests marked `data`."""
     return DATA
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What one command line said and how it ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def hansa(capfd):
+    """Run one `hansa` command line in this process, as the installed command does."""
+
+    def run_line(*words: object) -> CommandResult:
+        exit_code = run([str(word) for word in words], installed_commands())
+        return CommandResult(exit_code, *capfd.readouterr())
+
+    return run_line

@@ -2,7 +2,7 @@
 
 The trainer is started first, and Flower's node once the trainer can take orders. If one of them ends, the other
 is ended and the command says which and where its log is. Development mode: the coordinator is on this machine,
-because nothing here encrypts or authenticates the way to it.
+because nothing here encrypts or authenticates the way to it. Errors are raised: the dispatcher tells them.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 
-from hansa_client import children, durable_files, flower_node
+from hansa_client import children, flower_node
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import SOCKET_NAME
 from hansa_client.trainer_service import check_socket_folder
+from hansa_common import durable_files
 from hansa_common.addresses import Address, loopback_address
-from hansa_common.errors import HansaError, MerchantError, TransportError, UsageError
+from hansa_common.errors import MerchantError, TransportError, UsageError
+from hansa_common.stopping import stopped_by_sigterm
 
 READY_SECONDS: Final = 900.0
 CONNECT_SECONDS: Final = 5.0
@@ -58,13 +58,10 @@ def start(
     state_folder = state or Path(".hansa") / merchant
     files = MerchantFiles(agreement.absolute(), data.absolute(), state_folder.absolute(), hash_key)
     try:
-        with _stopped_by_sigterm():
+        with stopped_by_sigterm():
             _start(files, merchant, loopback_address(server))
     except KeyboardInterrupt:
         typer.echo(f"{merchant}: stopped")
-    except HansaError as error:
-        typer.echo(f"hansa: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
 
 
 def _start(files: MerchantFiles, merchant: str, server: Address) -> None:
@@ -152,17 +149,3 @@ def _trainer_command(files: MerchantFiles, merchant: str, folder: Path, ready: i
 def _trainer_environment() -> dict[str, str]:
     # TensorFlow greets on standard error in a dozen lines; its errors still come.
     return {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop the block as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -19,6 +19,7 @@ from typing import Final
 
 from hansa_client import children
 from hansa_common.addresses import Address
+from hansa_common.flower_environment import flower_environment
 
 # Flower 1.41 asks the SuperLink every 3 s and its own launcher every second: most of an exchange's time.
 POLL_SECONDS: Final = 0.5
@@ -27,17 +28,8 @@ LOOPBACK: Final = "127.0.0.1"
 
 
 def environment(home: Path) -> dict[str, str]:
-    """This process's environment, for Flower's processes: private, silent, with its helpers on the PATH."""
-    programs = str(Path(sys.executable).parent)
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS,
-    }
+    """The environment of the node and of what it starts, with its files in `home`."""
+    return {**flower_environment(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS}
 
 
 def command(server: Address, port: int, trainer_socket: Path) -> list[str]:

@@ -9,7 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hansa_common.agreement import Agreement, parse_agreement
+from hansa_common.agreement import Agreement
+from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
 
 
@@ -28,11 +29,8 @@ class MerchantFiles:
         Raises:
             UsageError: there is no such file, or it is no agreement.
         """
-        try:
-            text = self.agreement.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the agreement {self.agreement} cannot be read: {error}") from error
-        return parse_agreement(text, str(self.agreement))
+        agreement, _ = read_agreement(self.agreement)
+        return agreement
 
     def read_hash_key(self, agreement: Agreement) -> bytes | None:
         """Read the key that the merchants hash categories with, 64 hexadecimal digits; None where none is given.

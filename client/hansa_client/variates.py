@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hansa_client import durable_files
+from hansa_common import durable_files
 from hansa_common.errors import MerchantError
 from hansa_common.vectors import Vector
 

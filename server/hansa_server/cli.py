@@ -1,25 +1,24 @@
 """`hansa server`: start the coordinator's SuperLink, and train a model over the merchants connected to it.
 
-Development mode: everything listens on this machine only, because nothing here encrypts or authenticates.
+Development mode: everything listens on this machine only, because nothing here encrypts or authenticates. Errors are
+raised: the dispatcher tells them.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from hansa_common.addresses import Address, loopback_address
-from hansa_common.agreement import Agreement, parse_agreement
-from hansa_common.errors import HansaError, RunFailedError, TransportError, UsageError
+from hansa_common.agreement import Agreement
+from hansa_common.agreement_file import read_agreement
+from hansa_common.errors import RunFailedError, TransportError
+from hansa_common.stopping import stopped_by_sigterm
 from hansa_server import run_folder, superlink
 
 server = typer.Typer(name="server", help="Coordinate a federation.", no_args_is_help=True)
@@ -32,12 +31,10 @@ def start(
 ) -> None:
     """Start the SuperLink that merchants connect to, until Ctrl-C."""
     try:
-        with _stopped_by_sigterm():
+        with stopped_by_sigterm():
             _start(loopback_address(address), state.absolute())
     except KeyboardInterrupt:
         typer.echo("server: stopped")
-    except HansaError as error:
-        _exit(error)
 
 
 @server.command()
@@ -49,11 +46,11 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="End with the results as JSON; progress to stderr.")] = False,
 ) -> None:
     """Train one model over the connected merchants, and leave it with its metrics in a folder."""
-    try:
-        with _stopped_by_sigterm():
-            _train(_read_agreement(agreement, seed), out.absolute(), loopback_address(server), as_json=as_json)
-    except HansaError as error:
-        _exit(error)
+    agreed, _ = read_agreement(agreement)
+    if seed is not None:
+        agreed = agreed.with_seed(seed)
+    with stopped_by_sigterm():
+        _train(agreed, out.absolute(), loopback_address(server), as_json=as_json)
 
 
 def _start(address: Address, state: Path) -> None:
@@ -80,31 +77,3 @@ def _train(agreement: Agreement, out: Path, address: Address, *, as_json: bool) 
     metrics = run_folder.read_outcome(out)
     if as_json:
         typer.echo(json.dumps(metrics))
-
-
-def _read_agreement(path: Path, seed: int | None) -> Agreement:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the agreement {path} cannot be read: {error}") from error
-    agreement = parse_agreement(text, str(path))
-    return agreement if seed is None else agreement.with_seed(seed)
-
-
-def _exit(error: HansaError) -> NoReturn:
-    typer.echo(f"hansa: {error}", err=True)
-    raise typer.Exit(error.exit_code)
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop the block as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

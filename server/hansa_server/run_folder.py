@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from hansa_common import durable_files
 from hansa_common.agreement import Agreement, validate_agreement
 from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
 from hansa_common.features import FittedPreprocessing
@@ -38,6 +39,8 @@ REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
 FAILURE: Final = "failure.txt"
 _UNFINISHED: Final = ".unfinished"
+# Whoever may open the folder may read a run: it holds no row and no key.
+_FOR_ALL: Final = 0o644
 
 
 def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overwrite: bool = False) -> None:
@@ -58,8 +61,8 @@ def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overw
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         if toml is not None:
-            _write(folder / AGREEMENT_TOML, toml.encode())
-        _write(folder / AGREEMENT, agreement.canonical_json())
+            durable_files.write(folder / AGREEMENT_TOML, toml.encode(), _FOR_ALL)
+        durable_files.write(folder / AGREEMENT, agreement.canonical_json(), _FOR_ALL)
     except OSError as error:
         raise UsageError(f"the run's folder {folder} cannot be written: {error.strerror}") from error
 
@@ -89,7 +92,7 @@ def failure_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except HansaError as error:
-        _write(folder / FAILURE, f"{error}\n".encode())
+        durable_files.write(folder / FAILURE, f"{error}\n".encode(), _FOR_ALL)
         raise
 
 
@@ -110,8 +113,8 @@ def finish(
     unfinished.mkdir()
     save_model(unfinished, spec, weights, preprocessing)
     for path in unfinished.iterdir():
-        _synchronise(path)
-    _synchronise(unfinished)
+        durable_files.synchronise(path)
+    durable_files.synchronise(unfinished)
     _remove(folder / MODEL)
     unfinished.replace(folder / MODEL)
     write_metrics(folder, metrics)
@@ -119,8 +122,8 @@ def finish(
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the report and metrics.json; a simulation calls it again once its baselines are known."""
-    _write(folder / REPORT, render_report(metrics).encode())
-    _write(folder / METRICS, _json_bytes(metrics, indent=2))
+    durable_files.write(folder / REPORT, render_report(metrics).encode(), _FOR_ALL)
+    durable_files.write(folder / METRICS, _json_bytes(metrics, indent=2), _FOR_ALL)
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
@@ -164,22 +167,3 @@ def _remove(path: Path) -> None:
 
 def _json_bytes(values: Mapping[str, Any], indent: int | None) -> bytes:
     return (json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    _synchronise(path.parent)
-
-
-def _synchronise(path: Path) -> None:
-    # A rename is durable only once the folder that holds the name is.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

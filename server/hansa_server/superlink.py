@@ -14,7 +14,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from typing import IO, Final
 from hansa_common import __version__
 from hansa_common.addresses import Address
 from hansa_common.errors import CoordinatorError, TransportError, UsageError
+from hansa_common.flower_environment import flower_environment
 
 CONNECTION: Final = "hansa"
 LOG_NAME: Final = "superlink.log"
@@ -58,19 +58,6 @@ BUNDLE_README: Final = "Hansa carries no code in its bundle: each side runs the 
 _FLOWER_LINE: Final = re.compile(rb"^(\x1b\[\d+m)?(DEBUG|INFO|Successfully installed) ")
 
 
-def environment(home: Path) -> dict[str, str]:
-    """This process's environment, for Flower's processes: private, silent, with its helpers on the PATH."""
-    programs = str(Path(sys.executable).parent)
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    }
-
-
 def is_superlink(address: Address) -> bool:
     """Whether a SuperLink answers at the address."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=_HEALTH_SECONDS)
@@ -96,7 +83,7 @@ def running(address: Address, state: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
             ["flower-superlink", *options, "--database", str(state / "state.db")],
-            env=environment(state / "flower"),
+            env=flower_environment(state / "flower"),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -201,7 +188,7 @@ class Control:
 
     def _environment(self) -> dict[str, str]:
         # Its output goes through a pipe; without this, lines would come in blocks.
-        return {**environment(self.workspace), "PYTHONUNBUFFERED": "1"}
+        return {**flower_environment(self.workspace), "PYTHONUNBUFFERED": "1"}
 
 
 def check_port_is_free(address: Address) -> None:

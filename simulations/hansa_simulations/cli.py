@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from hansa_common.agreement import Agreement, parse_agreement
+from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def run_silos(
         from hansa_client.tables import read_frame
 
         spec = parse_silo(silo)
-        agreed, text = _read_agreement(agreement, seed)
+        agreed, text = read_agreement(agreement)
+        if seed is not None:
+            agreed = agreed.with_seed(seed)
         frames = split_silos(read_frame(data), spec, min_silo_rows)
         about = {"source": data.name, "silos": silo, "min_silo_rows": min_silo_rows}
         scenario = _scenario(agreed, frames, str(data), wanted, about)
@@ -109,15 +112,6 @@ def parse_baselines(text: str) -> tuple[Baseline, ...]:
     if unknown:
         raise UsageError(f"--baselines: no baseline {unknown[0]!r}; there are {' and '.join(BASELINES)}")
     return tuple(baseline for baseline in BASELINES if baseline in words)
-
-
-def _read_agreement(path: Path, seed: int | None) -> tuple[Agreement, str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the agreement {path} cannot be read: {error}") from error
-    agreement = parse_agreement(text, str(path))
-    return agreement if seed is None else agreement.with_seed(seed), text
 
 
 def _scenario(

@@ -2,9 +2,9 @@
 
 Three sets, seeds 0, 1 and 2 (another seed is another split, but for creditcard's, which goes by time, and other
 weights and batches). Federated, local and pooled models are the same network in the same number of rounds; pooled and
-local ones also choose among the plans of baselines.py, by validation rows. Pooled LightGBM, in the best of a few settings
-by validation rows, is trained on the same split; the mark is its published figure of one other split. Marks, on the mean
-over the seeds:
+local ones also choose among the plans of baselines.py, by validation rows. Pooled LightGBM, in the best of a few
+settings by validation rows, is trained on the same split; the mark is its published figure of one other split. Marks,
+on the mean over the seeds:
 
     shoppers, coupon   federated ROC-AUC at least pooled - .003, PR-AUC at least pooled - .006,
                        ROC-AUC at least the published LightGBM's - .003
@@ -32,6 +32,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
 from hansa_client.data import MerchantTable, merchant_table
 from hansa_client.silos import parse_silo, split_silos
 from hansa_client.tables import read_frame
@@ -39,7 +41,6 @@ from hansa_common.agreement import Agreement, parse_agreement
 from hansa_common.schema import CategoricalFeature
 from hansa_simulations.baselines import pooled_table
 from hansa_simulations.scenario import Scenario, run_scenario
-from numpy.typing import NDArray
 
 ROOT: Final = Path(__file__).parents[2]
 DATA: Final = Path(os.environ.get("HANSA_DATA") or ROOT.parent / "shared" / "data")

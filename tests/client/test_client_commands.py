@@ -12,10 +12,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from hansa_client import children
-from hansa_client.client_commands import client
 from hansa_client.flower_node import command, environment
 from hansa_common.addresses import Address
 
@@ -45,50 +43,50 @@ def files(tmp_path) -> dict[str, str]:
     }
 
 
-def start(files: dict[str, str]):
-    options = [word for name, value in files.items() if name.startswith("--") for word in (name, value)]
-    return CliRunner().invoke(client, ["start", files["agreement"], files["data"], *options])
+@pytest.fixture
+def refused(hansa):
+    def refuse(files: dict[str, str], exit_code: int, *words: str) -> None:
+        options = [word for name, value in files.items() if name.startswith("--") for word in (name, value)]
+        result = hansa("client", "start", files["agreement"], files["data"], *options)
+        assert result.exit_code == exit_code, result.stderr
+        (line,) = result.stderr.strip().splitlines()
+        for word in words:
+            assert word in line
+        assert not Path(files["--state"]).exists()
+
+    return refuse
 
 
-def refused(files: dict[str, str], exit_code: int, *words: str) -> None:
-    result = start(files)
-    assert result.exit_code == exit_code, result.stderr
-    (line,) = result.stderr.strip().splitlines()
-    for word in words:
-        assert word in line
-    assert not Path(files["--state"]).exists()
-
-
-def test_missing_agreement(files):
+def test_missing_agreement(refused, files):
     refused({**files, "agreement": "nowhere.toml"}, 2, "nowhere.toml", "cannot be read")
 
 
-def test_missing_table(files):
+def test_missing_table(refused, files):
     refused({**files, "data": "nowhere.csv"}, 2, "nowhere.csv")
 
 
-def test_merchant_outside_the_roster(files):
+def test_merchant_outside_the_roster(refused, files):
     refused({**files, "--merchant": "mallory"}, 2, "'mallory'", "alpha, beta")
 
 
 @pytest.mark.parametrize("server", ["10.0.0.5:8000", "coordinator.example:8000", "0.0.0.0:8000"])
-def test_coordinator_on_another_machine_and_why(files, server):
+def test_coordinator_on_another_machine_and_why(refused, files, server):
     refused({**files, "--server": server}, 2, server, "without authentication")
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1", "127.0.0.1:0", "127.0.0.1:99999", ":8000", "127.0.0.1:x"])
-def test_address_that_is_none(files, server):
+def test_address_that_is_none(refused, files, server):
     refused({**files, "--server": server}, 2, "host:port")
 
 
-def test_coordinator_that_is_not_there(files):
+def test_coordinator_that_is_not_there(refused, files):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     refused({**files, "--server": f"127.0.0.1:{port}"}, 1, str(port), "hansa server start")
 
 
-def test_hash_key_that_is_not_the_agreed_one(files, tmp_path):
+def test_hash_key_that_is_not_the_agreed_one(refused, files, tmp_path):
     (tmp_path / "key").write_text("00" * 32)
     Path(files["agreement"]).write_text(AGREEMENT + f'hash_key_id = "{"1" * 64}"\n')
     refused(files, 2, "--hash-key")

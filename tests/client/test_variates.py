@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa_client import durable_files
 from hansa_client.variates import NUM_RUNS_KEPT, Variate, VariateStore
+from hansa_common import durable_files
 from hansa_common.errors import MerchantError, UsageError
 
 RUN = "run-1"
@@ -123,7 +123,7 @@ def test_damaged_file_is_refused_not_used(tmp_path, damage):
 def test_second_process_cannot_hold_the_state_folder(tmp_path):
     with durable_files.exclusive(tmp_path):
         code = (
-            "import sys, pathlib\nfrom hansa_client import durable_files\n"
+            "import sys, pathlib\nfrom hansa_common import durable_files\n"
             "with durable_files.exclusive(pathlib.Path(sys.argv[1])): pass"
         )
         other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)

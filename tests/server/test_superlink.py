@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
-from typer.testing import CliRunner
 
 from hansa_common.addresses import Address
 from hansa_common.errors import UsageError
+from hansa_common.flower_environment import flower_environment
 from hansa_server import superlink
-from hansa_server.cli import server
 
 ROOT = Path(__file__).parents[2]
 AGREEMENT = """
@@ -73,7 +72,7 @@ def test_bundle_says_what_the_project_says():
 
 
 def test_flower_talks_to_nobody_and_keeps_its_files_here(tmp_path):
-    environment = superlink.environment(tmp_path)
+    environment = flower_environment(tmp_path)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
@@ -81,24 +80,24 @@ def test_flower_talks_to_nobody_and_keeps_its_files_here(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8000", "10.0.0.5:8000", "example.com:8000", "[2001:db8::1]:8000"])
-def test_coordinator_does_not_listen_beyond_this_machine(address, tmp_path):
-    result = CliRunner().invoke(server, ["start", "--address", address, "--state", str(tmp_path / "s")])
+def test_coordinator_does_not_listen_beyond_this_machine(hansa, address, tmp_path):
+    result = hansa("server", "start", "--address", address, "--state", str(tmp_path / "s"))
     assert result.exit_code == UsageError.exit_code
     assert "not on this machine" in lines(result)[0]
     assert not (tmp_path / "s").exists()
 
 
-def test_port_in_use_is_one_clear_line(taken_port, tmp_path):
-    result = CliRunner().invoke(server, ["start", "--address", f"127.0.0.1:{taken_port}", "--state", str(tmp_path)])
+def test_port_in_use_is_one_clear_line(hansa, taken_port, tmp_path):
+    result = hansa("server", "start", "--address", f"127.0.0.1:{taken_port}", "--state", str(tmp_path))
     assert result.exit_code == 2
     (line,) = lines(result)
     assert f"127.0.0.1:{taken_port}" in line
     assert "in use" in line
 
 
-def test_training_without_a_superlink_is_one_clear_line_and_leaves_no_folder(free_port, agreement, tmp_path):
+def test_training_without_a_superlink_is_one_clear_line_and_leaves_no_folder(hansa, free_port, agreement, tmp_path):
     out = tmp_path / "run"
-    result = CliRunner().invoke(server, ["train", agreement, "--out", str(out), "--server", f"127.0.0.1:{free_port}"])
+    result = hansa("server", "train", agreement, "--out", str(out), "--server", f"127.0.0.1:{free_port}")
     assert result.exit_code == 1
     (line,) = lines(result)
     assert "hansa server start" in line
@@ -109,8 +108,8 @@ def test_something_else_on_the_port_is_not_taken_for_a_superlink(taken_port):
     assert not superlink.is_superlink(Address("127.0.0.1", taken_port))
 
 
-def test_missing_agreement_is_one_clear_line(tmp_path):
-    result = CliRunner().invoke(server, ["train", str(tmp_path / "none.toml"), "--out", str(tmp_path / "run")])
+def test_missing_agreement_is_one_clear_line(hansa, tmp_path):
+    result = hansa("server", "train", str(tmp_path / "none.toml"), "--out", str(tmp_path / "run"))
     assert result.exit_code == 2
     (line,) = lines(result)
     assert "none.toml" in line

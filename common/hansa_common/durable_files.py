@@ -17,10 +17,10 @@ from hansa_common.errors import UsageError
 UNFINISHED_SUFFIX = ".unfinished"
 
 
-def write(path: Path, content: bytes) -> None:
-    """Put content at path, in place of whatever was there; only this user may read it."""
+def write(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Put content at path, in place of whatever was there; unless `mode` says more, only this user may read it."""
     unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
@@ -31,20 +31,20 @@ def write(path: Path, content: bytes) -> None:
 def rename(old: Path, new: Path) -> None:
     """Give the file old the name new, in place of whatever had it; both stand in one folder."""
     old.replace(new)
-    _synchronise(new.parent)
+    synchronise(new.parent)
 
 
 def remove(path: Path) -> None:
     """Take the file away; it is no error if there is none."""
     path.unlink(missing_ok=True)
-    _synchronise(path.parent)
+    synchronise(path.parent)
 
 
 def make_private_folder(folder: Path) -> None:
     """Make a folder that only this user may open, and its parents; one that exists stays as it is."""
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _synchronise(folder.parent)
+        synchronise(folder.parent)
 
 
 @contextmanager
@@ -67,9 +67,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _synchronise(folder: Path) -> None:
-    # A rename is durable only once the folder that holds the name is.
-    descriptor = os.open(folder, os.O_RDONLY)
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk: a rename is durable only once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
