@@ -34,6 +34,20 @@ class Quality:
     unseen_categories: Mapping[str, int]
     constant: tuple[str, ...]
 
+    @property
+    def line(self) -> str:
+        """The state of the rows in one line, without what there is nothing to say of."""
+        removed = "removed" if self.duplicates_removed else "kept"
+        told = [
+            f"{self.num_rows} rows, {self.num_positives} positive",
+            self.duplicates and f"{self.duplicates} exact duplicates {removed}",
+            self.missing and f"missing: {_listed(self.missing)}",
+            self.clipped and f"outside the agreed range: {_listed(self.clipped)}",
+            self.unseen_categories and f"not in the vocabulary: {_listed(self.unseen_categories)}",
+            self.constant and f"one value only: {', '.join(self.constant)}",
+        ]
+        return "; ".join(str(part) for part in told if part)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for metrics.json and the report."""
         return {
@@ -88,6 +102,15 @@ def _num_unseen(feature: Feature, values: NDArray[Any]) -> int:
 def _is_constant(values: NDArray[Any]) -> bool:
     is_missing = pd.isna(values)
     return bool(is_missing.all() or (not is_missing.any() and (values == values[0]).all()))
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """Counts by name, in words.
+
+    >>> _listed({"amount": 3, "age": 1})
+    'amount (3), age (1)'
+    """
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def _above_zero(counts: dict[str, int]) -> dict[str, int]:

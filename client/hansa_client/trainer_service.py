@@ -11,6 +11,7 @@ It is the merchant's boundary: its peer, the ClientApp, is started by Flower for
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ from hansa_common.messages import Refusal, encode, message_hash
 
 BUSY_AFTER_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 10.0
+QUALITY_NAME: Final = "data_quality.json"
 # Linux takes 107 bytes in a socket's address, macOS 103.
 MAX_SOCKET_PATH_BYTES: Final = 103
 _NUM_CALLS: Final = 4
@@ -134,6 +136,8 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
     durable_files.make_private_folder(files.state)
     with durable_files.exclusive(files.state):
         table = load_table(files.data, agreement, merchant)
+        quality = json.dumps(table.quality.to_json(), indent=2)
+        durable_files.write(files.state / QUALITY_NAME, quality.encode())
         programs = Programs.for_tables(agreement, table)
         trainer = MerchantTrainer(
             agreement,
@@ -147,6 +151,7 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
         )
         backend, device = programs.device
         with TrainerServer(trainer, merchant, folder):
+            typer.echo(f"{merchant}: {table.quality.line}")
             typer.echo(f"{merchant}: {len(table.train)} training rows, {backend} on {device}")
             os.write(ready, b"ready\n")
             os.close(ready)

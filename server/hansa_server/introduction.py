@@ -56,7 +56,8 @@ def introduce(run: Run) -> tuple[Merchant, ...]:
             + (f"; missing: {', '.join(missing)}" if missing else "")
             + (f"; refused: {'; '.join(sorted(door.refusals))}" if door.refusals else "")
         )
-    run.tell(MerchantsIntroduced(tuple(merchant.name for merchant in merchants), missing))
+    devices = tuple(dict.fromkeys(f"{merchant.backend} on {merchant.device}" for merchant in merchants))
+    run.tell(MerchantsIntroduced(tuple(merchant.name for merchant in merchants), missing, devices))
     return merchants
 
 

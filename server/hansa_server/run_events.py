@@ -64,15 +64,17 @@ class NodeRefused(Event):
 
 @dataclass(frozen=True)
 class MerchantsIntroduced(Event):
-    """These merchants take part; those of the roster who did not come are missing."""
+    """These merchants take part, on these devices; those of the roster who did not come are missing."""
 
     names: tuple[str, ...]
     missing: tuple[str, ...]
+    devices: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
         missing = f"; missing: {', '.join(self.missing)}" if self.missing else ""
-        return f"{_merchants(len(self.names))}: {', '.join(self.names)}{missing}"
+        devices = f"; computing with {', '.join(map(repr, self.devices))}" if self.devices else ""
+        return f"{_merchants(len(self.names))}: {', '.join(self.names)}{missing}{devices}"
 
 
 @dataclass(frozen=True)

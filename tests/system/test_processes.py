@@ -270,6 +270,9 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
     assert len(metrics["rounds"]) == NUM_ROUNDS
     assert all(sorted(entry["cohort"]) == list(MERCHANTS) and not entry["dropped"] for entry in metrics["rounds"])
     for name in MERCHANTS:
+        quality = json.loads((folder / "state" / name / "data_quality.json").read_text())
+        assert quality["missing"]["amount"] > 0
+        assert quality["unseen_categories"]["channel"] > 0
         own = json.loads((folder / "state" / name / "own_metrics.json").read_text())
         assert own["test"]["roc_auc"] == metrics["merchants"][name]["federated"]["roc_auc"]
     assert len(watch.seen) >= len(MERCHANTS) * NUM_ROUNDS
