@@ -1,13 +1,13 @@
 """Local steps on JAX (`KERAS_BACKEND=jax`): the same Keras model and optimizer, stateless, in one compiled loop.
 
-One thread computes, as on TensorFlow, so that the bytes do not depend on how many cores there are: the flags must be
-in the environment before JAX starts its backend, which importing this module does not do.
+One thread computes, as on TensorFlow, so that the bytes do not depend on how many cores there are: that must be in the
+environment before JAX starts its backend, which importing this module does not do.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from hansa_client.training_program import LocalStart, PaddedRows, Steps, StepSet
 from hansa_common.features import Inputs
 from hansa_common.model import build_model, model_inputs, ordered_variables
 from hansa_common.vectors import Vector, num_params
-
-_ONE_THREAD: Final = "--xla_cpu_multi_thread_eigen=false"
 
 # Weights in the model's own order, the other variables, the optimizer's.
 _State = tuple[list[Any], list[Any], list[Any]]
@@ -127,10 +125,11 @@ class JaxProgram:
 
 
 def configure_devices() -> None:
-    """Settle, before JAX's first operation, how many threads compute."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _ONE_THREAD not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}".strip()
+    """Settle, before JAX's first operation, how many threads compute and how a GPU's memory is taken."""
+    # The size of XLA's pool of threads on a CPU; its flag --xla_cpu_multi_thread_eigen is not heeded.
+    os.environ["PJRT_NPROC"] = "1"
+    # As it is needed, since other trainers may share the GPU; JAX alone would take three quarters at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def device_name() -> str:

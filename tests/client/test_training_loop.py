@@ -217,7 +217,7 @@ def test_proximal_pull_is_fedproxs_alone():
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
-RICH = Model(hidden=(8, 4), dropout=0.3, l2=1e-3, layer_norm=True)
+RICH = Model(hidden=(8,), dropout=0.3, l2=1e-3, layer_norm=True)
 RICH_PLAN = Plan(optimizer="adam", learning_rate=0.01, batch_size=BATCH_SIZE)
 RICH_SPEC = spec_of(RICH, TABLES)
 
@@ -273,7 +273,7 @@ def test_dropout_follows_its_seed(rich):
 
 def test_rows_that_overflow_do_not_reach_the_next_merchants_batches(logistic):
     """Both share one program; the second merchant's last batch has room for rows of the first."""
-    weights = initial_weights(spec_of(LOGISTIC), 0)
+    weights = np.full(NUM_DENSE + 1, 4.0, np.float32)
     rows, epochs = made_up(20), orders_of(20, 2)
     before = trained(logistic, weights, rows, epochs)
     inputs, labels = made_up(NUM_ROWS)
