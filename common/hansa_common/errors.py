@@ -82,6 +82,12 @@ class RunFailedError(CoordinatorError):
     code = "run-failed"
 
 
+class CompressionError(CoordinatorError):
+    """The finished model cannot be made smaller as asked; the float model is as good as before."""
+
+    code = "compression-failed"
+
+
 class TransportError(HansaError):
     """The other side could not be reached, or what arrived is not a message of this protocol."""
 
@@ -92,3 +98,9 @@ class MessageError(TransportError):
     """Bytes that crossed a trust boundary are not a valid record: refused whole, never repaired."""
 
     code = "message-invalid"
+
+
+class BundleError(TransportError):
+    """A bundle, or a file of one, is not what its maker signed or not a model; refused whole. Names the file."""
+
+    code = "bundle-invalid"
