@@ -74,6 +74,8 @@ class FederationResult:
             "agreement_name": self.agreement.name,
             "task": self.agreement.task,
             "label": self.agreement.label.column,
+            "features": [feature.name for feature in self.agreement.features],
+            "model": self.agreement.model.model_dump(mode="json"),
             "seed": self.agreement.seed,
             "hansa_version": __version__,
             "run_id": self.run_id,

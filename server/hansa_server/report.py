@@ -8,7 +8,7 @@ Writing the page to disk is the caller's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -18,11 +18,13 @@ from hansa_server import report_figures as figures
 from hansa_server import report_sections as sections
 from hansa_server import report_tables as tables
 from hansa_server import report_words as words
-from hansa_server.report_figures import Gain
+from hansa_server.report_figures import Gain, Trail
 from hansa_server.report_sections import MEASURES, Run
 from hansa_server.report_words import number, part
 
 MAX_CHART_MERCHANTS: Final = 40
+MAX_OPEN_ROWS: Final = 12
+_MIN_TRAINED_POINTS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,8 @@ def render_report(run: Run) -> str:
     Pieces of metrics.json that a run has not (baselines, merchants' figures, intervals) leave their part of the
     page out, and the page says what was not measured.
     """
-    plan, fingerprint = part(run, "plan"), str(run.get("agreement_fingerprint") or words.DASH)
-    versions = {"hansa": run.get("hansa_version"), **part(run, "versions")}
-    identity = {key: run.get(key) for key in ("run_id", "seed", "task", "label")}
+    fingerprint = str(run.get("agreement_fingerprint") or words.DASH)
+    identity = {key: run.get(key) for key in ("run_id", "seed", "best_round", "hansa_version", "versions")}
     return _template().render(
         name=str(run.get("agreement_name") or "A federation"),
         sentences=sections.sentences(run),
@@ -54,22 +55,26 @@ def render_report(run: Run) -> str:
         facts=_facts(run),
         gain_figures=_gain_figures(run),
         merchant_table=tables.merchant_table(run),
+        thresholds=any(number(values, "threshold") is not None for values in sections.merchants(run).values()),
         overall_table=tables.overall_table(run),
         pooled_interval=sections.pooled_interval(run),
         quality_figures=_quality_figures(run),
         round_figures=_round_figures(run),
         num_rounds=len(sections.rounds(run)),
+        replies=[words.count(number_of) for number_of in sections.replies(run)],
         dropped_table=tables.dropped_table(run),
+        max_open_rows=MAX_OPEN_ROWS,
         round_table=tables.round_table(run),
         data_table=tables.quality_table(run),
         data_settings=tables.settings_table("The data set", part(run, "data")),
+        features=sections.features(run),
         fingerprint=fingerprint,
         settings=[
             table
             for table in (
-                tables.settings_table("The run", {**identity, "best_round": run.get("best_round")}),
-                tables.settings_table("The training plan", plan),
-                tables.settings_table("Versions", versions),
+                tables.plan_table(run),
+                tables.network_table(run),
+                tables.settings_table("The run", identity),
             )
             if table
         ],
@@ -96,6 +101,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         "Merchants": words.count(len(sections.merchants(run))) if sections.merchants(run) else "",
         "Training rows": _total(run, "num_train_rows"),
         "Test rows": words.count(number(run, "federated", "num_rows")),
+        "Columns read": words.count(len(sections.features(run))) if sections.features(run) else "",
         "Rounds": words.count(len(sections.rounds(run)))
         + (f", kept the model after {kept}" if kept is not None else ""),
     }
@@ -115,7 +121,8 @@ def _gain_figures(run: Run) -> list[Figure]:
             continue
         shown, left_out = _extremes(gains)
         reading = (
-            "Right of the line: better together. A hollow dot: the test rows cannot tell. A diamond: better alone."
+            "Right of the line: better together. The bar is the 95 % interval; where it crosses the line, the dot is "
+            "hollow and the test rows cannot tell. A diamond: better alone."
         )
         if left_out:
             reading += f" The {left_out} merchants in the middle are in the table only."
@@ -123,9 +130,8 @@ def _gain_figures(run: Run) -> list[Figure]:
             f"{gain.merchant} {words.signed(gain.estimate)} ({words.signed(gain.low)} to {words.signed(gain.high)})"
             for gain in shown
         )
-        found.append(
-            Figure(f"Gain in {title}", reading, f"Gain in {title}: {described}.", figures.gain_chart(shown, title))
-        )
+        svg = figures.gain_chart(tuple(shown), title)
+        found.append(Figure(f"Gain in {title} by merchant", reading, f"Gain in {title}: {described}.", svg))
     return found
 
 
@@ -141,17 +147,26 @@ def _round_figures(run: Run) -> list[Figure]:
         if not trails:
             continue
         kept = next((trail for trail in trails if trail.kept), trails[0])
+        start, end = kept.points[0], kept.points[-1]
         reading = "The ring marks the model that was kept." if sections.kept_round(run) is not None else ""
         if len(trails) > 1:
             reading += " Broken lines are plans that were tried and not gone on with."
-        start, end = kept.points[0], kept.points[-1]
+        if start[0] == 0 and len(kept.points) > _MIN_TRAINED_POINTS:
+            reading += f" Before the first round it was {words.area(start[1])}, which is left out here."
+            trails = [_trained(trail) for trail in trails]
         described = (
-            f"{title} on validation rows: {words.area(start[1])} after {words.plural(start[0], 'round')}, "
-            f"{words.area(end[1])} after {words.plural(end[0], 'round')}."
+            f"{title} on validation rows: {words.area(start[1])} after round {start[0]}, "
+            f"{words.area(end[1])} after round {end[0]}."
         )
-        svg = figures.round_chart(trails, title, sections.kept_round(run))
+        svg = figures.round_chart(tuple(trails), title, sections.kept_round(run))
         found.append(Figure(f"{title} by round", reading.strip(), described, svg))
     return found
+
+
+def _trained(trail: Trail) -> Trail:
+    # The untrained model stands so far below the rest that nothing else could be told apart beside it.
+    later = tuple(point for point in trail.points if point[0] > 0)
+    return replace(trail, points=later or trail.points)
 
 
 def _quality_figures(run: Run) -> list[Figure]:
@@ -166,7 +181,7 @@ def _quality_figures(run: Run) -> list[Figure]:
                 "Precision and recall",
                 "How many flags are right, for each share of the positives found. Higher is better.",
                 f"Precision where half of the positives are found: {described}; guessing {words.area(base_rate)}.",
-                figures.pr_chart(curves, base_rate),
+                figures.pr_chart(tuple(curves), base_rate),
             )
         )
     groups = [(g[0], g[1], int(g[2])) for g in part(run, "federated").get("reliability") or ()]
@@ -175,18 +190,19 @@ def _quality_figures(run: Run) -> list[Figure]:
         found.append(
             Figure(
                 "Can a score be read as a probability?",
-                "On the dotted line, rows scored 0.3 are positive three times in ten. Larger dots stand for more rows.",
+                "On the dotted line, rows scored 0.3 are positive three times in ten. Larger dots stand for more rows; "
+                "a bar is the 95 % interval.",
                 f"Mean score and observed share of positives: {described}.",
-                figures.reliability_chart(groups),
+                figures.reliability_chart(tuple(groups)),
             )
         )
     return found
 
 
-def _points(run: Run, party: str) -> list[tuple[float, float]]:
+def _points(run: Run, party: str) -> tuple[tuple[float, float], ...]:
     curve: Any = part(run, party).get("pr_curve") or ()
-    return [(float(recall), float(precision)) for recall, precision in curve]
+    return tuple((float(recall), float(precision)) for recall, precision in curve)
 
 
-def _at_half(points: list[tuple[float, float]]) -> float:
+def _at_half(points: tuple[tuple[float, float], ...]) -> float:
     return next((precision for recall, precision in points if recall >= 0.5), points[-1][1])  # noqa: PLR2004

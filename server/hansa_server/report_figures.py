@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -25,13 +27,16 @@ _VARIABLES: Final = {
     INK: "ink", MUTED: "muted", GRID: "line", TOGETHER: "together", POOLED: "pooled", WARN: "warn", PAPER: "card"
 }  # fmt: skip
 
-_WIDTH_INCHES: Final = 4.45
-_HEIGHT_INCHES: Final = 3.2
-_MAX_NAME: Final = 20
+# Narrow: on a phone a figure is 330 pixels wide, and its letters must not shrink below 11.
+_WIDTH_INCHES: Final = 3.85
+_HEIGHT_INCHES: Final = 2.9
+_MAX_NAME: Final = 18
+_SHORT_NAME: Final = 16
 _MAX_DOTS: Final = 40
+_NORMAL_95: Final = 1.959963984540054
 _STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
-    "font.size": 9.5,
+    "font.size": 9.25,
     "text.color": INK,
     "text.parse_math": False,
     "axes.edgecolor": GRID,
@@ -46,16 +51,20 @@ _STYLE: Final[dict[str, Any]] = {
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 9.0,
+    "legend.fontsize": 9.25,
     "lines.linewidth": 1.8,
     "xtick.color": GRID,
     "ytick.color": GRID,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": INK,
     "ytick.major.size": 0,
-    "xtick.labelsize": 9.0,
-    "ytick.labelsize": 9.0,
+    "xtick.labelsize": 9.25,
+    "ytick.labelsize": 9.25,
 }
+
+
+# A simulation writes its report twice, before and after its baselines; most figures are the same.
+_remembered = lru_cache(maxsize=32)
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,15 @@ class Gain:
 
 @dataclass(frozen=True)
 class Trail:
-    """Validation by rounds trained for one plan; `kept` marks the plan that the run went on with."""
+    """Validation by the round that made the model, for one plan; `kept` marks the plan that the run went on with."""
 
     label: str
     points: tuple[tuple[int, float], ...]
     kept: bool
 
 
-def gain_chart(gains: Sequence[Gain], measure: str) -> str:
+@_remembered
+def gain_chart(gains: tuple[Gain, ...], measure: str) -> str:
     """A dot and an interval for each merchant, in the order given from top to bottom."""
     with _drawing(f"gain {measure}", height=0.75 + 0.27 * len(gains)) as (axes, out):
         axes.axvline(0.0, color=MUTED, linewidth=1.0)
@@ -88,7 +98,8 @@ def gain_chart(gains: Sequence[Gain], measure: str) -> str:
         axes.set_yticks(range(len(gains)), [_short(gain.merchant) for gain in gains])
         axes.set_ylim(len(gains) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_locator(_ticks(5))
+        # Long names leave less room for the scale.
+        axes.xaxis.set_major_locator(_ticks(5 if max(len(gain.merchant) for gain in gains) <= _SHORT_NAME else 4))
         axes.xaxis.set_major_formatter(_signed)
         axes.set_xlabel(f"{measure}, together minus alone")
     return out[0]
@@ -100,8 +111,9 @@ def _gain_mark(gain: Gain) -> tuple[str, str, str]:
     return (TOGETHER, "o", TOGETHER) if gain.low > 0.0 else (MUTED, "o", PAPER)
 
 
-def round_chart(trails: Sequence[Trail], measure: str, best_round: int | None) -> str:
-    """Validation by rounds trained; trials of plans that were not kept are thin and broken."""
+@_remembered
+def round_chart(trails: tuple[Trail, ...], measure: str, best_round: int | None) -> str:
+    """Validation by round, the kept model's figure beside its ring; plans not kept are thin and broken."""
     with _drawing(f"rounds {measure}") as (axes, out):
         for trail in sorted(trails, key=lambda trail: not trail.kept):
             rounds, values = zip(*trail.points, strict=True)
@@ -112,19 +124,32 @@ def round_chart(trails: Sequence[Trail], measure: str, best_round: int | None) -
                 rounds, values, marker="o", markersize=3.2 if len(rounds) < _MAX_DOTS else 0, label=trail.label, **style
             )
             if trail.kept and best_round is not None and best_round in rounds:
-                value = values[rounds.index(best_round)]
-                axes.plot(
-                    [best_round], [value], "o", ms=9, color=TOGETHER, markerfacecolor=PAPER, mew=2.2, label="kept model"
-                )
-        axes.set_xlabel("rounds trained")
+                _ring(axes, best_round, values[rounds.index(best_round)], on_the_right=best_round < 0.6 * rounds[-1])
+        axes.set_xlabel("after round")
         axes.set_ylabel(f"{measure} on validation rows")
         axes.xaxis.set_major_locator(_ticks(6, integer=True))
         axes.yaxis.set_major_locator(_ticks(5))
-        axes.legend(loc="lower right")
+        axes.margins(y=0.15)
+        if len(trails) > 1:
+            axes.legend(loc="lower right")
     return out[0]
 
 
-def pr_chart(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], base_rate: float) -> str:
+def _ring(axes: Axes, best_round: int, value: float, *, on_the_right: bool) -> None:
+    axes.plot([best_round], [value], "o", ms=9, color=TOGETHER, markerfacecolor=PAPER, mew=2.2)
+    axes.annotate(
+        f"kept: {value:.3f}",
+        (best_round, value),
+        (0, 10),
+        textcoords="offset points",
+        horizontalalignment="left" if on_the_right else "right",
+        color=TOGETHER,
+        fontweight="bold",
+    )
+
+
+@_remembered
+def pr_chart(curves: tuple[tuple[str, tuple[tuple[float, float], ...]], ...], base_rate: float) -> str:
     """Precision by recall as steps, one line for each model; the base rate is what guessing gives."""
     with _drawing("precision recall") as (axes, out):
         for (label, points), (colour, line) in zip(curves, ((TOGETHER, "-"), (POOLED, "--")), strict=False):
@@ -138,12 +163,14 @@ def pr_chart(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], base_r
     return out[0]
 
 
-def reliability_chart(groups: Sequence[tuple[float, float, int]]) -> str:
-    """Observed rate by mean score; a dot's area grows with the rows it stands for."""
+@_remembered
+def reliability_chart(groups: tuple[tuple[float, float, int], ...]) -> str:
+    """Observed rate by mean score with its interval; a dot's area grows with the rows it stands for."""
     with _drawing("reliability") as (axes, out):
         score, observed, rows = zip(*groups, strict=True)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle=":", label="perfect")
-        axes.plot(score, observed, color=TOGETHER, linewidth=1.2, alpha=0.7)
+        low, high = zip(*(wilson_interval(share, count) for _, share, count in groups), strict=True)
+        axes.vlines(score, low, high, color=TOGETHER, linewidth=1.4, alpha=0.55)
         sizes = [16.0 + 120.0 * count / max(rows) for count in rows]
         axes.scatter(
             score, observed, s=sizes, color=TOGETHER, edgecolor=PAPER, linewidth=0.8, label="together", zorder=3
@@ -153,6 +180,18 @@ def reliability_chart(groups: Sequence[tuple[float, float, int]]) -> str:
         axes.set_ylabel("share that was positive")
         axes.legend(loc="upper left")
     return out[0]
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share seen in `count` rows: Wilson, "Probable Inference, the Law of Succession, and
+    Statistical Inference" (1927). No rows tell nothing: (0, 1).
+    """
+    if count <= 0:
+        return 0.0, 1.0
+    spread = _NORMAL_95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _unit_square(axes: Axes) -> None:

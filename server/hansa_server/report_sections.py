@@ -20,11 +20,13 @@ Run = Mapping[str, Any]
 MEASURES: Final = {"pr_auc": "PR-AUC", "roc_auc": "ROC-AUC"}
 PARTIES: Final = {"local": "Alone", "federated": "Together", "pooled": "Pooled"}
 _NOTICEABLE: Final = 0.0005
+_TEN_THOUSAND: Final = 10_000
+_COUNTABLE: Final = 10
 _TASKS: Final = {
-    "fraud": ("fraud", "frauds", "honest rows", "recall_at_1_fpr", "1 %"),
-    "purchase": ("purchase", "buyers", "non-buyers", "recall_at_5_fpr", "5 %"),
+    "fraud": ("fraud", "frauds", "honest rows", "recall_at_1_fpr", 0.01),
+    "purchase": ("purchase", "buyers", "non-buyers", "recall_at_5_fpr", 0.05),
 }
-_OTHER_TASK: Final = ("scoring", "positives", "negatives", "recall_at_5_fpr", "5 %")
+_OTHER_TASK: Final = ("scoring", "positives", "negatives", "recall_at_5_fpr", 0.05)
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,26 @@ class Tile:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something to be seen before anything else; kind is warn, good or quiet."""
+    """What concerns single merchants; kind is warn (to be seen before any figure), good or quiet.
+
+    `named` holds merchants with what is to be said of each, and stands before the lines.
+    """
 
     kind: str
     title: str
     lines: tuple[str, ...]
+    named: tuple[tuple[str, str], ...] = ()
 
 
-def task_words(run: Run) -> tuple[str, str, str, str, str]:
+def task_words(run: Run) -> tuple[str, str, str, str, float]:
     """(model of what, positives, negatives, the recall that counts, at which false positives)."""
     return _TASKS.get(str(run.get("task")), _OTHER_TASK)
 
 
 def merchants(run: Run) -> dict[str, Mapping[str, Any]]:
     """The merchants' parts of a run, in the order of their names."""
-    return {str(name): part(values) for name, values in sorted(part(run, "merchants").items())}
+    found = {str(name): part(values) for name, values in part(run, "merchants").items()}
+    return dict(sorted(found.items(), key=lambda entry: (words.name_order(entry[0]), entry[0])))
 
 
 def averages(run: Run, measure: str) -> dict[str, float]:
@@ -79,7 +86,7 @@ def sentences(run: Run) -> tuple[str, ...]:
     """What was trained and what it was worth, for someone who reads nothing else."""
     who = words.plural(len(merchants(run)), "merchant") if merchants(run) else "Several merchants"
     trained = f"{who} trained one {task_words(run)[0]} model without showing each other a single row."
-    return tuple(line for line in (trained, _worth(run), _against_pooled(run), _in_practice(run)) if line)
+    return tuple(line for line in (trained, _in_practice(run), _worth(run), _against_pooled(run)) if line)
 
 
 def _worth(run: Run) -> str:
@@ -87,18 +94,18 @@ def _worth(run: Run) -> str:
     if not means:
         together, base = number(run, "federated", "pr_auc"), base_rate(run)
         if together is None or base is None:
-            return "Its figures were withheld: the test rows hold too few positives to be released."
+            return "Its figures are withheld: too few merchants answered, or their test rows hold too few positives."
         return (
             f"On rows it had never seen it reaches a PR-AUC of {words.area(together)}, where guessing gives "
             f"{words.area(base)}. What that is worth against training alone was not measured in this run."
         )
     alone, together = means["local"], means["federated"]
     if abs(together - alone) < _NOTICEABLE:
-        return f"For the average merchant that changed nothing: PR-AUC is {words.area(together)}, alone or together."
+        return f"For the average merchant it changed nothing: PR-AUC is {words.area(together)}, alone or together."
     verb = "raised" if together > alone else "lowered"
     return (
-        f"For the average merchant that {verb} PR-AUC from {words.area(alone)} alone to "
-        f"{words.area(together)} together, {words.signed(together - alone)}."
+        f"For the average merchant, training together {verb} PR-AUC from {words.area(alone)} alone to "
+        f"{words.area(together)} together."
     )
 
 
@@ -109,17 +116,32 @@ def _against_pooled(run: Run) -> str:
     gap = means["federated"] - means["pooled"]
     if abs(gap) < _NOTICEABLE:
         return "That is as good as pooling all rows in one place."
+    low, high = (number(run, "intervals", "federated_minus_pooled", "pr_auc", key) for key in ("low", "high"))
+    if low is not None and high is not None and low <= 0.0 <= high:
+        return "As far as these test rows can tell, that is as good as pooling all rows in one place."
     place = "below" if gap < 0 else "above"
-    return f"That is {abs(gap):.3f} {place} what pooling all rows in one place gives."
+    return f"That is {place} the {words.area(means['pooled'])} that pooling all rows in one place gives."
 
 
 def _in_practice(run: Run) -> str:
     _, positives, negatives, key, share = task_words(run)
-    recall = number(run, "federated", key)
-    if recall is None:
+    recall, base = number(run, "federated", key), base_rate(run)
+    if recall is None or base is None:
         return ""
-    found = words.percent(recall)
-    return f"Where {share} of the {negatives} may be flagged by mistake, it finds {found} of the {positives}."
+    num_rows = _TEN_THOUSAND if base * _TEN_THOUSAND >= _COUNTABLE else 100 * _TEN_THOUSAND
+    num_positives, mistaken = base * num_rows, (1 - base) * num_rows * share
+    return (
+        f"Where {words.percent(share)} of the {negatives} may be flagged by mistake, it finds "
+        f"{words.percent(recall)} of the {positives}: in {words.count(num_rows)} rows like these "
+        f"{words.count(recall * num_positives)} of {words.count(num_positives)}, at the price of "
+        f"{words.plural(mistaken, 'false alarm')}."
+    )
+
+
+def features(run: Run) -> list[str]:
+    """The columns that the model reads, in the agreement's order."""
+    names = run.get("features")
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
 def base_rate(run: Run) -> float | None:
@@ -156,7 +178,7 @@ def tiles(run: Run) -> tuple[Tile, ...]:
         Tile(
             f"{positives.capitalize()} found",
             words.percent(number(run, "federated", key)),
-            f"at {share} of {negatives} flagged",
+            f"at {words.percent(share)} of {negatives} flagged",
         ),
     )
 
@@ -195,10 +217,13 @@ def notice(run: Run) -> Notice:
     worse = worse_off(run)
     if not worse:
         return Notice("good", "No merchant does worse together than alone, beyond what chance explains", tuple(lines))
-    named = [f"{name}: {figures}, together minus alone with 95 % interval." for name, figures in worse.items()]
-    title = f"{words.plural(len(worse), 'merchant')} {'does' if len(worse) == 1 else 'do'} worse together than alone"
-    advice = "For such a merchant its own model is the better one on these rows."
-    return Notice("warn", title, (*named, advice, *lines))
+    does = "does" if len(worse) == 1 else "do"
+    title = f"{words.plural(len(worse), 'merchant')} {does} worse together than alone, beyond what chance explains"
+    advice = (
+        "The figures are together minus alone, with 95 % interval. By them a model of its own serves such a merchant "
+        "better on its test rows."
+    )
+    return Notice("warn", title, (advice, *lines), tuple(worse.items()))
 
 
 def _how_many_gain(known: list[Gain]) -> str:
@@ -226,6 +251,13 @@ def rounds(run: Run) -> list[Mapping[str, Any]]:
     )
 
 
+def replies(run: Run) -> tuple[int, int]:
+    """How many replies were left out, of how many that were asked for."""
+    asked = [entry.get("cohort") for entry in rounds(run)]
+    num_asked = sum(len(cohort) for cohort in asked if isinstance(cohort, list | tuple))
+    return sum(len(part(entry, "dropped")) for entry in rounds(run)), num_asked
+
+
 def kept_round(run: Run) -> int | None:
     """How many rounds stand behind the model that was kept."""
     best = number(run, "best_round")
@@ -233,19 +265,36 @@ def kept_round(run: Run) -> int | None:
 
 
 def trails(run: Run, measure: str) -> list[Trail]:
-    """Validation by rounds trained, for each plan. A round validates the model that comes in to it."""
-    by_plan: dict[int, list[tuple[int, float]]] = {}
+    """Validation of each plan's models by the round that made them; 0 made the untrained one.
+
+    A round validates the model that comes in to it: the one of the plan's last round that was averaged, which under
+    `auto` may lie many rounds back.
+    """
+    by_plan: dict[int, dict[int, float]] = {}
+    made_by: dict[int, int] = {}
     for entry in rounds(run):
-        value = number(entry, "validation", measure)
+        plan, value = int(number(entry, "plan") or 0), number(entry, "validation", measure)
         if value is not None:
-            by_plan.setdefault(int(number(entry, "plan") or 0), []).append((int(entry["round"]) - 1, value))
-    kept = int(number(rounds(run)[-1], "plan") or 0) if rounds(run) else 0
-    single = len(by_plan) == 1
+            by_plan.setdefault(plan, {})[made_by.get(plan, 0)] = value
+        if entry.get("aggregated") is not False:
+            made_by[plan] = int(entry["round"])
+    kept, kept_value = _kept_plan(run), number(run, "validation", measure)
+    best_round = kept_round(run)
+    if kept in by_plan and best_round is not None and kept_value is not None:
+        # The last model of all is validated after the rounds, and may be the one that was kept.
+        by_plan[kept].setdefault(best_round, kept_value)
     return [
         Trail(
-            "together" if single else f"plan {plan + 1}" + ("" if plan == kept else ", tried"),
-            tuple(points),
+            "together" if len(by_plan) == 1 else f"plan {plan + 1}" + ("" if plan == kept else ", tried"),
+            tuple(sorted(points.items())),
             plan == kept,
         )
         for plan, points in sorted(by_plan.items())
     ]
+
+
+def _kept_plan(run: Run) -> int:
+    index = number(run, "plan_index")
+    if index is None and rounds(run):
+        index = number(rounds(run)[-1], "plan")
+    return int(index or 0)

@@ -6,12 +6,14 @@ What is absent, not a number or not finite is written as a dash; nothing here ra
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeGuard
 
 DASH: Final = "\N{EN DASH}"
 MINUS: Final = "\N{MINUS SIGN}"
 MAX_LISTED: Final = 6
+_SMALL_SHARE: Final = 0.001
 
 _REASONS: Final = {
     "agreement-mismatch": "has approved another agreement",
@@ -85,6 +87,18 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
 
 
+def counted(value: float, total: float | None) -> str:
+    """A count, and which share of a total it is.
+
+    >>> print(counted(1029, 7000), counted(2, 7000), sep=", ")
+    1,029 (14.7\N{NO-BREAK SPACE}%), 2 (below 0.1\N{NO-BREAK SPACE}%)
+    """
+    if not total:
+        return count(value)
+    share = f"below {percent(_SMALL_SHARE)}" if value / total < _SMALL_SHARE else percent(round(value / total, 3))
+    return f"{count(value)} ({share})"
+
+
 def megabytes(value: float | None) -> str:
     return DASH if value is None else f"{value / 1e6:.2f} MB"
 
@@ -107,15 +121,17 @@ def plain(value: Any) -> str:
     if is_number(value):
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     if isinstance(value, Mapping):
-        return _listed([f"{key}: {plain(entry)}" for key, entry in _largest_first(value) if entry not in (0, None)])
-    return _listed([plain(entry) for entry in value]) if isinstance(value, list | tuple) else str(value)
+        return listed([f"{key}: {plain(entry)}" for key, entry in largest_first(value) if entry not in (0, None)])
+    return listed([plain(entry) for entry in value]) if isinstance(value, list | tuple) else str(value)
 
 
-def _largest_first(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def largest_first(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Entries by falling count."""
     return sorted(values.items(), key=lambda item: -float(item[1]) if is_number(item[1]) else 0.0)
 
 
-def _listed(entries: list[str]) -> str:
+def listed(entries: list[str]) -> str:
+    """Entries as far as a reader goes on, and how many more there are."""
     more = len(entries) - MAX_LISTED
     return (", ".join(entries[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")) or DASH
 
@@ -128,6 +144,17 @@ def names(merchants: Iterable[str]) -> str:
     """
     *first, last = [*merchants] or [DASH]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def name_order(name: str) -> list[tuple[int, int, str]]:
+    """Sorts names as a reader does: the numbers in them by their value.
+
+    >>> sorted(["shop 10", "shop 9", "3"], key=name_order)
+    ['3', 'shop 9', 'shop 10']
+    """
+    # Ten digits at most: Python refuses to read thousands of them as a number.
+    pieces = re.findall(r"[0-9]{1,10}|[^0-9]+", name)
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
 
 
 def plural(number_of: float, word: str) -> str:

@@ -1,5 +1,6 @@
 """Peers for the coordinator's tests: a Flower grid that carries real encoded messages to plain functions, and
-merchants, honest and not, that are such functions. Time is a number that moves when someone waits."""
+merchants, honest and not, that are such functions. Time is a number that moves when someone waits.
+And a finished run for the report's."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.bootstrap import paired_bootstrap
 from hansa_common.messages import (
     EvaluateOrder,
     EvaluateReply,
@@ -28,7 +30,7 @@ from hansa_common.messages import (
     encode,
     message_hash,
 )
-from hansa_common.metrics import metrics_from_histogram, score_histogram
+from hansa_common.metrics import decision_threshold, metrics_from_histogram, score_histogram
 from hansa_server.exchange import Clock
 
 Respond = Callable[[bytes], object]
@@ -293,3 +295,95 @@ def world() -> World:
 @pytest.fixture
 def federation(world, manual_clock):
     return lambda **sections: Federation(world, manual_clock, world.agreement(**sections))
+
+
+NOISE = {"federated": 0.5, "local": 1.1, "pooled": 0.45}
+HARMED = "Quayside Books"
+MERCHANTS = ("Alder Lane Grocers", "Bergen Fishworks", "Cinnamon and Salt", "Gotland Outdoor Equipment", HARMED)
+
+
+def merchant_rows(rng, num_rows):
+    """Labels, and the logits that each party's model gives: the truth blurred by more or less noise."""
+    truth = rng.normal(-2.2, 1.6, num_rows)
+    labels = rng.random(num_rows) < 1 / (1 + np.exp(-truth))
+    return labels, {party: truth + rng.normal(0, noise, num_rows) for party, noise in NOISE.items()}
+
+
+def areas(logits, labels):
+    metrics = metrics_from_histogram(score_histogram(logits, labels))
+    return {"roc_auc": metrics.roc_auc, "pr_auc": metrics.pr_auc}
+
+
+def merchant_part(rng, labels, logits):
+    gain = paired_bootstrap(logits["federated"], logits["local"], labels, rng=rng, resamples=50)
+    return {
+        "num_train_rows": 4 * labels.size,
+        "num_test_rows": int(labels.size),
+        "num_test_positives": int(labels.sum()),
+        **{party: areas(logits[party], labels) for party in NOISE},
+        "gain": {measure: interval.to_json() for measure, interval in gain.items()},
+        "threshold": decision_threshold(score_histogram(logits["federated"], labels)),
+        "quality": {
+            "num_rows": int(labels.size) * 5,
+            "num_positives": int(labels.sum()) * 5,
+            "duplicates": int(rng.integers(1, 40)),
+            "duplicates_removed": True,
+            "missing": {"ProductPrice": int(rng.integers(30)), "Country": int(rng.integers(9)), "Weekday": 0},
+            "unseen_categories": {"Browser": int(rng.integers(5))},
+            "constant": [],
+        },
+    }
+
+
+def round_part(rng, number, plan):
+    level = 1 - np.exp(-number / 5)
+    return {
+        "round": number,
+        "plan": plan,
+        "seconds": float(rng.uniform(0.5, 0.8)),
+        "cohort": list(MERCHANTS),
+        "dropped": {"Bergen Fishworks": "deadline"} if number in {3, 7, 8} else {},
+        "aggregated": True,
+        "validation": None if number == 1 else {
+            "roc_auc": float(0.6 + 0.27 * level - 0.03 * plan + rng.normal(0, 0.002)),
+            "pr_auc": float(0.2 + 0.34 * level - 0.06 * plan + rng.normal(0, 0.006)),
+        },
+        "train_loss": float(0.6 - 0.3 * level),
+        "bytes_received": 524_288,
+        "bytes_sent": 1_310_720,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished_run():
+    """A simulated run with baselines in the shape of metrics.json; one merchant is better off alone."""
+    rng = np.random.default_rng(7)
+    rows = {name: merchant_rows(rng, 500 + 350 * place) for place, name in enumerate(MERCHANTS)}
+    for party, other in (("federated", "local"), ("local", "federated")):
+        rows[HARMED][1][f"swapped {party}"] = rows[HARMED][1][other]
+    harmed = rows[HARMED][1]
+    harmed["federated"], harmed["local"] = harmed.pop("swapped federated"), harmed.pop("swapped local")
+    labels = np.concatenate([labels for labels, _ in rows.values()])
+    logits = {party: np.concatenate([logits[party] for _, logits in rows.values()]) for party in NOISE}
+    plans = [0] * 4 + [1] * 4 + [0] * 14
+    gap = paired_bootstrap(logits["federated"], logits["pooled"], labels, rng=rng, resamples=50)
+    return {
+        "agreement_fingerprint": "3f0c" * 16,
+        "agreement_name": "Five shops of the harbour",
+        "task": "purchase",
+        "label": "Revenue",
+        "features": ["ProductPrice", "Country", "Weekday", "Browser"],
+        "model": {"hidden": [64, 32], "loss": "binary_crossentropy", "focal_gamma": 2.0},
+        "seed": 0,
+        "hansa_version": "0.1.0",
+        "run_id": "run-0001",
+        "best_round": 18,
+        "plan": {"algorithm": "scaffold", "optimizer": "sgd", "learning_rate": 0.1, "batch_size": 32},
+        "rounds": [round_part(rng, number, plan) for number, plan in enumerate(plans, 1)],
+        "federated": metrics_from_histogram(score_histogram(logits["federated"], labels)).to_json(),
+        "pooled": metrics_from_histogram(score_histogram(logits["pooled"], labels)).to_json(),
+        "local": {"roc_auc": 0.8, "pr_auc": 0.5},
+        "merchants": {name: merchant_part(rng, *part) for name, part in rows.items()},
+        "intervals": {"federated_minus_pooled": {measure: interval.to_json() for measure, interval in gap.items()}},
+        "data": {"silos": "TrafficType", "split": "stratified", "test_share": 0.2},
+    }

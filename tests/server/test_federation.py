@@ -312,8 +312,8 @@ def test_json_has_the_agreed_keys_and_no_number_that_json_cannot_hold(federation
     values = federation().run().to_json()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert set(values) >= {
-        "agreement_fingerprint", "agreement_name", "task", "label", "seed", "hansa_version", "run_id", "best_round",
-        "plan", "rounds", "federated", "merchants",
+        "agreement_fingerprint", "agreement_name", "task", "label", "features", "model", "seed",
+        "hansa_version", "run_id", "best_round", "plan", "rounds", "federated", "merchants",
     }  # fmt: skip
     assert set(values["rounds"][0]) >= {
         "round", "plan", "seconds", "cohort", "dropped", "validation", "train_loss", "bytes_received", "bytes_sent",
