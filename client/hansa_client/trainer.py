@@ -24,13 +24,12 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa_client import durable_files
 from hansa_client.data import MerchantTable
 from hansa_client.policy import Policy
 from hansa_client.training_loop import LocalTraining, TrainingOutcome, describe_device
 from hansa_client.variates import Variate, VariateStore
-from hansa_common import __version__, statistics
-from hansa_common.agreement import Agreement
+from hansa_common import __version__, durable_files, statistics
+from hansa_common.agreement import Agreement, Plan
 from hansa_common.errors import HansaError, MerchantError, MessageError, PolicyError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
@@ -64,34 +63,46 @@ _log = logging.getLogger(__name__)
 
 
 class Programs:
-    """The compiled training of one process: one program for each plan, shared by every merchant in it."""
+    """The compiled training of one process, shared by every merchant in it: one program for all plans that step alike,
+    and one that scores for all.
+    """
 
     def __init__(self, agreement: Agreement, capacity_rows: int) -> None:
         """Compile nothing yet; `capacity_rows` is the most rows that any merchant of this process has."""
         self.spec = ModelSpec.from_agreement(agreement)
         self._agreement = agreement
         self._capacity_rows = capacity_rows
-        self._trainings: dict[int, LocalTraining] = {}
+        self._trainings: dict[Plan, LocalTraining] = {}
 
     @classmethod
     def for_tables(cls, agreement: Agreement, *tables: MerchantTable) -> Programs:
         """Programs with room for the largest of these tables."""
         return cls(agreement, max(len(table.labels) for table in tables))
 
+    def sharing(self, agreement: Agreement) -> Programs:
+        """Programs of another agreement on the same model: what is compiled for one serves the other.
+
+        Raises:
+            ValueError: the agreement has another model.
+        """
+        if agreement.model != self._agreement.model or ModelSpec.from_agreement(agreement) != self.spec:
+            raise ValueError("programs are shared between agreements on the same model only")
+        other = Programs(agreement, self._capacity_rows)
+        other._trainings = self._trainings
+        return other
+
     def training(self, plan: int) -> LocalTraining:
         """The program of a plan, built at its first use."""
-        if plan not in self._trainings:
-            self._trainings[plan] = LocalTraining(
-                self.spec,
-                self._agreement.model,
-                self._agreement.training.plans[plan],
-                capacity_rows=self._capacity_rows,
+        stepping = _stepping(self._agreement.training.plans[plan])
+        if stepping not in self._trainings:
+            self._trainings[stepping] = LocalTraining(
+                self.spec, self._agreement.model, stepping, capacity_rows=self._capacity_rows
             )
-        return self._trainings[plan]
+        return self._trainings[stepping]
 
     def scoring(self) -> LocalTraining:
         """Any program: all plans score alike."""
-        return self.training(next(iter(self._trainings), 0))
+        return next(iter(self._trainings.values()), None) or self.training(0)
 
     @cached_property
     def device(self) -> tuple[str, str]:
@@ -206,7 +217,7 @@ class MerchantTrainer:
             raise PolicyError(f"the order brings a control variate, plan {order.plan} has none")
         self._prepare(order.preprocessing)
         training = self._programs.training(order.plan)
-        validation = self._histogram(training, weights, "validation")
+        validation = self._histogram(self._programs.scoring(), weights, "validation")
         variate = self._variate(order) if scaffold else _NO_CONTROL
         outcome = self._train(training, order, weights, control - variate if scaffold else None, should_stop)
         update = outcome.weights - weights
@@ -324,6 +335,16 @@ class MerchantTrainer:
 
     def _released(self, histogram: NDArray[np.int64]) -> NDArray[np.int64]:
         return withhold(histogram, self._agreement.privacy.min_positives)
+
+
+def _stepping(plan: Plan) -> Plan:
+    """What of a plan a step depends on; the rest is as it is by default."""
+    fields = {"optimizer", "learning_rate", "batch_size"}
+    if plan.optimizer == "momentum":
+        fields |= {"momentum"}
+    if plan.algorithm == "fedprox":
+        fields |= {"algorithm", "proximal_mu"}
+    return Plan.model_validate({field: getattr(plan, field) for field in fields})
 
 
 def control_delta(control: Vector, update: Vector, num_steps: int, learning_rate: float) -> Vector:

@@ -101,17 +101,20 @@ class Baselines:
         agreement: Agreement,
         tables: Mapping[str, MerchantTable],
         hash_key: bytes,
+        programs: Programs,
         on_trained: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take the merchants' tables; `on_trained` hears a name each time that one of its plans has been trained."""
+        """Take the merchants' tables, and the federation's programs, which must have room for whoever is trained.
+
+        `on_trained` hears a name each time that one of its plans has been trained.
+        """
         self.plans = baseline_plans(agreement)
         self._agreement = agreement
         self._tables = tables
         self._hash_key = hash_key
         self._on_trained = on_trained
-        num_rows = sum(len(table.labels) for table in tables.values())
         # What a program depends on, model and plan, is the same for whoever trains alone.
-        self._programs = [Programs(_alone(agreement, POOLED, plan), num_rows) for plan in self.plans]
+        self._programs = [programs.sharing(_alone(agreement, POOLED, plan)) for plan in self.plans]
 
     def local(self, merchant: str) -> AloneModel:
         """The merchant's best model on its own rows.

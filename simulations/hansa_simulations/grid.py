@@ -125,7 +125,6 @@ def _context(node_id: int, node_config: dict[str, str]) -> Context:
 def _run_client(app: Callable[[Message, Context], Message] | ClientApp, message: Message, context: Context) -> Message:
     try:
         return app(message, context)
-    except Exception:
-        # Flower's own runtime does this for any ClientApp, so that one merchant's fault does not end the run.
+    except Exception:  # noqa: BLE001 - as Flower's own runtime does, so that one merchant's fault does not end the run
         _log.exception("the ClientApp of node %d raised", context.node_id)
         return Message(Error(_CLIENT_APP_RAISED, "ClientApp raised"), reply_to=message)

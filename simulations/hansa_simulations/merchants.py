@@ -30,18 +30,19 @@ class Payments:
     """A world of card payments at several merchants.
 
     `num_payments`: by merchant name. `lone_fraud_share`: of all payments, fraud that belongs to no ring.
-    A campaign is one ring at one merchant for `campaign_days`, with about `campaign_payments`.
+    A campaign is one ring at one merchant for `campaign_days`, with about `campaign_payments`; a ring visits every
+    merchant before it comes to one again.
     """
 
     num_payments: dict[str, int]
     num_days: int = 150
     lone_fraud_share: float = 0.008
-    num_rings: int = 36
-    devices_per_ring: int = 5
+    num_rings: int = 52
+    devices_per_ring: int = 6
     networks_per_ring: int = 2
-    num_campaigns: int = 180
+    num_campaigns: int = 260
     campaign_days: float = 9.0
-    campaign_payments: float = 7.0
+    campaign_payments: float = 5.0
     num_networks: int = 600
 
 
@@ -144,14 +145,19 @@ class _Rings:
 
     @classmethod
     def drawn(cls, world: Payments, random: np.random.Generator) -> _Rings:
-        num_rings, num_campaigns = world.num_rings, world.num_campaigns
+        num_rings, num_campaigns, num_merchants = world.num_rings, world.num_campaigns, len(world.num_payments)
+        ring, visit = np.arange(num_campaigns) % num_rings, np.arange(num_campaigns) // num_rings
+        tours = random.permuted(np.tile(np.arange(num_merchants), (num_rings, 1)), axis=1)
+        start = random.uniform(0.0, (world.num_days - world.campaign_days) * DAY, num_campaigns)
+        # A ring's visits in the order of its tour.
+        start[np.argsort(ring, kind="stable")] = start[np.lexsort((start, ring))]
         return cls(
             devices=random.integers(2**40, size=(num_rings, world.devices_per_ring)),
             networks=random.integers(world.num_networks, size=(num_rings, world.networks_per_ring)),
             amount_level=random.normal(0.3, 0.5, num_rings),
-            campaign_ring=np.arange(num_campaigns) % num_rings,
-            campaign_merchant=random.integers(len(world.num_payments), size=num_campaigns),
-            campaign_start=random.uniform(0.0, (world.num_days - world.campaign_days) * DAY, num_campaigns),
+            campaign_ring=ring,
+            campaign_merchant=tours[ring, visit % num_merchants],
+            campaign_start=start,
         )
 
 
@@ -281,8 +287,8 @@ def _shop_log(shop: Shop, num_days: int, random: np.random.Generator) -> pd.Data
         "search": random.poisson(shop.searches_a_visit, len(visitor)),
         "purchase": random.random(len(visitor)) < readiness[visitor],
     }
-    visit = np.concatenate([np.repeat(np.arange(len(visitor)), times) for times in per_visit.values()])
-    kind = np.repeat(list(per_visit), [int(times.sum()) for times in per_visit.values()])
+    visit = np.concatenate([np.repeat(np.arange(len(visitor)), times.astype(np.int64)) for times in per_visit.values()])
+    kind = np.repeat(list(per_visit), np.array([int(times.sum()) for times in per_visit.values()]))
     frame = pd.DataFrame(
         {
             "shop": shop.name,

@@ -27,7 +27,7 @@ from hansa_common.randomness import generator
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
 from hansa_server.app import app as server_app
-from hansa_simulations.baselines import AloneModel, Baselines
+from hansa_simulations.baselines import POOLED, AloneModel, Baselines
 from hansa_simulations.comparison import Logits, ScoredRows, comparison
 from hansa_simulations.grid import LocalGrid, run_server_app
 
@@ -86,7 +86,7 @@ def run_scenario(
     agreement = scenario.agreement
     run_folder.create(folder, agreement, toml=toml, overwrite=overwrite)
     hash_key = simulated_hash_key(agreement.seed)
-    programs = Programs.for_tables(agreement, *scenario.tables.values())
+    programs = _programs(scenario)
     trainers = {
         name: MerchantTrainer(
             agreement, name, scenario.tables[name], hash_key=hash_key, state=VariateStore(), programs=programs
@@ -131,19 +131,25 @@ def simulated_hash_key(seed: int) -> bytes:
     return generator(seed, "simulated hash key").bytes(HASH_KEY_BYTES)
 
 
+def _programs(scenario: Scenario) -> Programs:
+    """Programs with room for every merchant, and for the pool where it will be trained."""
+    num_rows = [len(table.labels) for table in scenario.tables.values()]
+    return Programs(scenario.agreement, sum(num_rows) if POOLED in scenario.baselines else max(num_rows))
+
+
 class _Scorer:
     """Scores merchants' test rows, which only a simulation may do for them."""
 
     def __init__(self, scenario: Scenario, programs: Programs, hash_key: bytes) -> None:
         self._tables = scenario.tables
-        self._programs = programs
+        self.programs = programs
         self.hash_key = hash_key
 
     def test_logits(self, merchant: str, weights: Vector, preprocessing: FittedPreprocessing) -> Logits:
         """(test rows,) logits of a model with the agreed network."""
         table = self._tables[merchant]
         columns = {name: values[table.test] for name, values in table.columns.items()}
-        return self._programs.scoring().logits(weights, preprocessing.transform(columns, self.hash_key))
+        return self.programs.scoring().logits(weights, preprocessing.transform(columns, self.hash_key))
 
 
 def _with_baselines(
@@ -159,7 +165,7 @@ def _with_baselines(
     def on_trained(name: str) -> None:
         on_baseline(BaselineProgress(name, next(numbers), num_all))
 
-    baselines = Baselines(scenario.agreement, tables, scorer.hash_key, on_trained)
+    baselines = Baselines(scenario.agreement, tables, scorer.hash_key, scorer.programs, on_trained)
     num_all = len(baselines.plans) * (len(tables) * ("local" in wanted) + ("pooled" in wanted))
     local = {name: baselines.local(name) for name in tables} if "local" in wanted else {}
     pooled = baselines.pooled if "pooled" in wanted else None
