@@ -298,7 +298,8 @@ def test_readme_shows_the_help_as_it_is():
     ).stdout
     printed = [line.rstrip() for line in told.splitlines()]
     (block,) = blocks(text_of("README.md"), "text")
-    assert block.strip("\n") == "\n".join(printed).strip("\n")
+    how = f"the block in README.md is to hold what `COLUMNS={HELP_WIDTH} NO_COLOR=1 TERM=dumb hansa --help` prints"
+    assert block.strip("\n") == "\n".join(printed).strip("\n"), how
     for name in installed_commands():
         assert f"`hansa {name}" in text_of("README.md") or f"\nhansa {name}" in text_of("README.md"), name
 
