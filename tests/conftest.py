@@ -7,11 +7,15 @@ or a GPU are not there.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
+import numpy as np
 import pytest
 
 from hansa_common.cli import installed_commands, run
@@ -91,3 +95,123 @@ def hansa(capfd):
         return CommandResult(exit_code, *capfd.readouterr())
 
     return run_line
+
+
+# A finished model with a feature of every kind, and rows for it.
+HASH_KEY: Final = bytes(range(32))
+SIGNING_KEY: Final = bytes(range(32, 64))
+FINISHED: Final = {
+    "task": "fraud",
+    "name": "Every kind | of feature",
+    "label": {"column": "is_fraud"},
+    "features": [
+        {"kind": "numeric", "name": "amount", "low": 0, "high": 500, "scaling": "log"},
+        {"kind": "numeric", "name": "age", "low": 18, "high": 90, "missing": "refuse"},
+        {"kind": "numeric", "name": "basket", "low": -5, "high": 25, "scaling": "quantile", "bins": 16},
+        {"kind": "boolean", "name": "gift"},
+        {"kind": "timestamp", "name": "moment"},
+        {"kind": "timestamp", "name": "clock", "unit": "seconds", "missing": "refuse"},
+        {"kind": "categorical", "name": "country", "vocabulary": ["NO", "DE", "FR"]},
+        {"kind": "categorical", "name": "device", "hash_buckets": 11},
+        {"kind": "categorical", "name": "brand", "vocabulary": ["a", "b", "c"], "encoding": "embedding"},
+        {"kind": "categorical", "name": "network", "hash_buckets": 50, "encoding": "embedding", "embedding_dim": 4},
+    ],
+    "model": {"hidden": [32, 16], "output_bias": -1.0},
+    "privacy": {"hash_key_id": hashlib.sha256(HASH_KEY).hexdigest()},
+}
+
+
+def finished_rows(num_rows: int, seed: int = 0):
+    """Rows as a merchant's table has them, as text; a tenth of what may be missing is."""
+    import pandas as pd
+
+    random = np.random.default_rng(seed)
+    columns = {
+        "amount": random.exponential(80, num_rows).round(2),
+        "age": random.integers(10, 99, num_rows),
+        "basket": random.normal(8, 8, num_rows).round(3),
+        "gift": random.choice(["yes", "no"], num_rows),
+        "moment": pd.Timestamp("2024-01-01") + pd.to_timedelta(random.integers(0, 10**7, num_rows), "s"),
+        "clock": random.integers(0, 2 * 10**9, num_rows),
+        "country": random.choice(["NO", "DE", "FR", "SE"], num_rows),
+        "device": [f"device {i}" for i in random.integers(0, 40, num_rows)],
+        "brand": random.choice(["a", "b", "c", "d"], num_rows),
+        "network": [f"network {i}" for i in random.integers(0, 90, num_rows)],
+    }
+    frame = pd.DataFrame({name: np.asarray(values).astype(str) for name, values in columns.items()}).astype(object)
+    for name in set(columns) - {"age", "clock"}:
+        frame.loc[random.random(num_rows) < 0.1, name] = None
+    return frame
+
+
+def finished_parts(float_tflite: bytes, int8_tflite: bytes | None):
+    """What a run ends with: preprocessing fitted to rows, weights as after training; the networks are given."""
+    from hansa_client.data import feature_rows
+    from hansa_common import statistics
+    from hansa_common.agreement import validate_agreement
+    from hansa_common.bundle import BundleParts
+    from hansa_common.features import FittedPreprocessing
+    from hansa_common.model import ModelSpec, initial_weights
+
+    agreement = validate_agreement(FINISHED, "the test")
+    frame = finished_rows(500, seed=1)
+    columns = feature_rows(frame, agreement.features, "the test").columns
+    labels = np.arange(len(frame)).astype(np.uint8) % 2
+    spec = ModelSpec.from_agreement(agreement)
+    return BundleParts(
+        agreement=agreement,
+        run_id="run 1",
+        spec=spec,
+        weights=3.0 * initial_weights(spec, 1),
+        preprocessing=FittedPreprocessing.fit(agreement, statistics.measure(agreement, columns, labels)),
+        float_tflite=float_tflite,
+        int8_tflite=int8_tflite,
+        metrics={
+            "task": "fraud",
+            "federated": {"roc_auc": 0.93, "pr_auc": 0.74, "best_f1_threshold": 0.31},
+            "compressed": {"roc_auc": 0.929, "pr_auc": 0.738},
+            "merchants": {"alder": {"threshold": 0.2, "federated": {"roc_auc": 0.9}}},
+        },
+        sparsity={"dense kernels": 0.25},
+        made_with={"tensorflow": "2.21.0"},
+    )
+
+
+@pytest.fixture(scope="session")
+def finished():
+    """Real files of that model, made as a run makes them: in a process of its own, so its tests are marked `system`."""
+    from hansa_client.data import feature_rows
+    from hansa_common.activations import activation_histograms, ranges_from_histograms
+    from hansa_common.bundle import make_bundle, public_key_of
+    from hansa_server.compression import compress
+
+    parts = finished_parts(b"", None)
+    columns = feature_rows(finished_rows(2000, seed=2), parts.agreement.features, "the test").columns
+    inputs = parts.preprocessing.transform(columns, HASH_KEY)
+    histograms = activation_histograms(parts.spec, parts.weights, inputs, 5)
+    made = compress(parts.spec, parts.weights, ranges_from_histograms(parts.spec, histograms, 0.9999))
+    parts = dataclasses.replace(parts, float_tflite=made.float_file, int8_tflite=made.int8_file)
+    return SimpleNamespace(
+        parts=parts,
+        files=make_bundle(parts, SIGNING_KEY),
+        trusted=public_key_of(SIGNING_KEY),
+        signing_key=SIGNING_KEY,
+        hash_key=HASH_KEY,
+        rows=finished_rows,
+    )
+
+
+@pytest.fixture(scope="session")
+def unfinished():
+    """The same with networks that are none, in no time: for what does not run them."""
+    from hansa_common.bundle import make_bundle, public_key_of
+
+    parts = finished_parts(b"a float network", b"an int8 network")
+    return SimpleNamespace(
+        parts=parts,
+        files=make_bundle(parts, SIGNING_KEY),
+        trusted=public_key_of(SIGNING_KEY),
+        signing_key=SIGNING_KEY,
+        hash_key=HASH_KEY,
+        rows=finished_rows,
+    )
