@@ -7,7 +7,8 @@
 - The merchant's own figures and threshold are computed here and kept here; the agreement says if others see them.
 
 One order at a time: a trainer is not for two threads. How an order arrives is trainer_link.py's and
-trainer_service.py's; what is permitted is policy.py's; the arithmetic of a step is training_loop.py's.
+trainer_service.py's; what is permitted is policy.py's; SCAFFOLD's variate is variates.py's; local
+training is training_loop.py's.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hansa_client.data import MerchantTable
 from hansa_client.policy import Policy
+from hansa_client.splits import Rows
 from hansa_client.training_loop import LocalTraining, TrainingOutcome, describe_device
-from hansa_client.variates import Variate, VariateStore
+from hansa_client.variates import Variate, VariateStore, control_delta
 from hansa_common import __version__, durable_files, statistics
 from hansa_common.agreement import Agreement, Plan
 from hansa_common.errors import HansaError, MerchantError, MessageError, PolicyError
@@ -49,13 +50,20 @@ from hansa_common.messages import (
     encode,
     message_hash,
 )
-from hansa_common.metrics import Metrics, decision_threshold, metrics_from_histogram, score_histogram, withhold
+from hansa_common.metrics import (
+    Histogram,
+    Metrics,
+    decision_threshold,
+    metrics_from_histogram,
+    score_histogram,
+    withhold,
+)
 from hansa_common.model import ModelSpec
 from hansa_common.randomness import derived_seed, generator
 from hansa_common.vectors import Vector, num_params
 
 OWN_METRICS_NAME: Final = "own_metrics.json"
-Split = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test"]
 _CODES: Final = get_args(Refusal.model_fields["code"].annotation)
 _NO_CONTROL: Final = np.zeros(0, np.float32)
 
@@ -159,7 +167,8 @@ class MerchantTrainer:
         self._out = out
         self._cancelled = cancelled
         self._preprocessing = ""
-        self._inputs: dict[Split, Inputs] = {}
+        self._rows: dict[Part, Rows] = {"train": table.train, "validation": table.validation, "test": table.test}
+        self._inputs: dict[Part, Inputs] = {}
 
     def answer(self, order: bytes) -> bytes:
         """Do what the order asks, within its deadline, or refuse with a code. Never raises."""
@@ -217,7 +226,7 @@ class MerchantTrainer:
             raise PolicyError(f"the order brings a control variate, plan {order.plan} has none")
         self._prepare(order.preprocessing)
         training = self._programs.training(order.plan)
-        validation = self._histogram(self._programs.scoring(), weights, "validation")
+        validation = self._histogram(weights, "validation")
         variate = self._variate(order) if scaffold else _NO_CONTROL
         outcome = self._train(training, order, weights, control - variate if scaffold else None, should_stop)
         update = outcome.weights - weights
@@ -274,7 +283,7 @@ class MerchantTrainer:
     def _evaluation(self, order: EvaluateOrder, order_hash: str) -> EvaluateReply:
         weights = self._checked("weights", order.weights)
         self._prepare(order.preprocessing)
-        histogram = self._histogram(self._programs.scoring(), weights, order.split)
+        histogram = self._histogram(weights, order.split)
         shared = None
         if order.split == "test":
             self.own_figures = self._keep_own_figures(order.run_id, weights, histogram)
@@ -283,8 +292,8 @@ class MerchantTrainer:
             merchant=self._merchant, order_hash=order_hash, histogram=self._released(histogram), metrics=shared
         )
 
-    def _keep_own_figures(self, run_id: str, weights: Vector, test_histogram: NDArray[np.int64]) -> OwnFigures:
-        validation = self._histogram(self._programs.scoring(), weights, "validation")
+    def _keep_own_figures(self, run_id: str, weights: Vector, test_histogram: Histogram) -> OwnFigures:
+        validation = self._histogram(weights, "validation")
         figures = OwnFigures(
             run_id=run_id,
             num_test_rows=len(self.table.test),
@@ -322,18 +331,14 @@ class MerchantTrainer:
         if fitted.features != self._agreement.features:
             raise PolicyError("the order's preprocessing is for other features than the agreement's")
         inputs = fitted.transform(self.table.columns, self._hash_key)
-        self._inputs = {
-            "train": inputs.take(self.table.train),
-            "validation": inputs.take(self.table.validation),
-            "test": inputs.take(self.table.test),
-        }
+        self._inputs = {part: inputs.take(rows) for part, rows in self._rows.items()}
         self._preprocessing = preprocessing
 
-    def _histogram(self, scoring: LocalTraining, weights: Vector, split: Split) -> NDArray[np.int64]:
-        rows = {"train": self.table.train, "validation": self.table.validation, "test": self.table.test}[split]
-        return score_histogram(scoring.logits(weights, self._inputs[split]), self.table.labels[rows])
+    def _histogram(self, weights: Vector, part: Part) -> Histogram:
+        logits = self._programs.scoring().logits(weights, self._inputs[part])
+        return score_histogram(logits, self.table.labels[self._rows[part]])
 
-    def _released(self, histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _released(self, histogram: Histogram) -> Histogram:
         return withhold(histogram, self._agreement.privacy.min_positives)
 
 
@@ -345,18 +350,6 @@ def _stepping(plan: Plan) -> Plan:
     if plan.algorithm == "fedprox":
         fields |= {"algorithm", "proximal_mu"}
     return Plan.model_validate({field: getattr(plan, field) for field in fields})
-
-
-def control_delta(control: Vector, update: Vector, num_steps: int, learning_rate: float) -> Vector:
-    """The change of a merchant's variate by option II: c_i+ - c_i = -c + (x - y_i) / (K * learning_rate).
-
-    control: (num_params,) the server's c; update: (num_params,) y_i - x after K = num_steps local steps.
-    Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (2020).
-
-    >>> control_delta(np.float32([0.5]), np.float32([-0.2]), num_steps=2, learning_rate=0.1)
-    array([0.5], dtype=float32)
-    """
-    return -control - update / np.float32(num_steps * learning_rate)
 
 
 def _finite(name: str, vector: Vector) -> Vector:

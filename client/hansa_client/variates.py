@@ -8,7 +8,7 @@ is dropped, late or killed:
 - there is at most one proposal for a run and plan, and an order that does not name it discards it.
 
 An order that names neither the proposal nor the last commit contradicts what this merchant knows (its state was
-lost, or the order is an old one) and is refused. The formula for c_i is trainer.py's.
+lost, or the order is an old one) and is refused.
 
 Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (2020).
 """
@@ -20,7 +20,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -29,8 +29,8 @@ from hansa_common.errors import MerchantError
 from hansa_common.vectors import Vector
 
 # The last few, because two runs of one agreement may overlap while the coordinator restarts.
-NUM_RUNS_KEPT = 4
-NONE_INCLUDED = ""
+NUM_RUNS_KEPT: Final = 4
+NONE_INCLUDED: Final = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,18 @@ class Variate:
     weights_hash: str
     reply_hash: str
     values: Vector
+
+
+def control_delta(control: Vector, update: Vector, num_steps: int, learning_rate: float) -> Vector:
+    """The change of a merchant's variate by option II: c_i+ - c_i = -c + (x - y_i) / (K * learning_rate).
+
+    control: (num_params,) the server's c; update: (num_params,) y_i - x after K = num_steps local steps.
+    Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (2020).
+
+    >>> control_delta(np.float32([0.5]), np.float32([-0.2]), num_steps=2, learning_rate=0.1)
+    array([0.5], dtype=float32)
+    """
+    return -control - update / np.float32(num_steps * learning_rate)
 
 
 class VariateStore:

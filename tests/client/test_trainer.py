@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import MerchantTable, merchant_table
-from hansa_client.trainer import OWN_METRICS_NAME, MerchantTrainer, Programs, control_delta
+from hansa_client.trainer import OWN_METRICS_NAME, MerchantTrainer, Programs
 from hansa_client.variates import VariateStore
 from hansa_common import statistics
 from hansa_common.agreement import Agreement, validate_agreement
@@ -110,15 +110,9 @@ def trainer(programs, tmp_path) -> MerchantTrainer:
 
 
 def new_trainer(programs: Programs, merchant: str = "alpha", **changes) -> MerchantTrainer:
-    settings = {
-        "table": table(merchant, seed=ROSTER.index(merchant)),
-        "agreement": AGREEMENT,
-        "state": VariateStore(),
-        "hash_key": None,
-    }
-    settings |= changes
-    agreement, rows = settings.pop("agreement"), settings.pop("table")
-    return MerchantTrainer(agreement, merchant, rows, programs=programs, **settings)
+    settings = {"agreement": AGREEMENT, "state": VariateStore(), "hash_key": None, **changes}
+    rows = settings.pop("table", None) or table(merchant, seed=ROSTER.index(merchant))
+    return MerchantTrainer(merchant=merchant, table=rows, programs=programs, **settings)
 
 
 def header(**changes) -> dict:
@@ -237,11 +231,6 @@ def test_several_steps_move_the_variate_by_their_mean_corrected_gradient(trainer
     np.testing.assert_allclose(reply.control_delta, mean_gradient, atol=1e-6)
 
 
-def test_control_delta_follows_option_ii():
-    c, update = np.float32([1.0, -2.0]), np.float32([0.5, 0.25])
-    np.testing.assert_allclose(control_delta(c, update, 5, 0.1), [-2.0, 1.5], atol=1e-6)
-
-
 def test_round_evaluates_the_incoming_weights_on_validation_rows(programs, round_order, weights, preprocessing):
     rows = table("alpha")
     labels = rows.labels.copy()
@@ -300,10 +289,8 @@ def test_figures_are_shared_where_the_agreement_says_so_and_the_floor_allows(pro
     if min_positives > 1:
         assert metrics is None
     else:
-        assert (metrics.roc_auc, metrics.pr_auc) == (
-            trainer.own_figures.test.roc_auc,
-            trainer.own_figures.test.pr_auc,
-        )
+        own = trainer.own_figures.test
+        assert (metrics.roc_auc, metrics.pr_auc) == (own.roc_auc, own.pr_auc)
         assert metrics.num_test_rows == len(trainer.table.test)
 
 

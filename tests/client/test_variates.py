@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa_client.variates import NUM_RUNS_KEPT, Variate, VariateStore
+from hansa_client.variates import NUM_RUNS_KEPT, Variate, VariateStore, control_delta
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError, UsageError
 
@@ -298,3 +298,8 @@ def test_killed_process_leaves_a_state_that_agrees_with_one_of_its_replies(tmp_p
         committed = VariateStore(tmp_path).begin("run", 0, included)
         np.testing.assert_array_equal(committed, np.full(50_000, sent[-1], np.float32))
         start = sent[-1] + 1
+
+
+def test_control_delta_follows_option_ii():
+    c, update = np.float32([1.0, -2.0]), np.float32([0.5, 0.25])
+    np.testing.assert_allclose(control_delta(c, update, 5, 0.1), [-2.0, 1.5], atol=1e-6)
