@@ -41,10 +41,16 @@ def remove(path: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that only this user may open, and its parents; one that exists stays as it is."""
+    """Make a folder that only this user may open, and its parents.
+
+    Raises:
+        UsageError: it is there already, and others may open it.
+    """
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         synchronise(folder.parent)
+    elif folder.stat().st_mode & 0o077:
+        raise UsageError(f"others can open {folder}; make it yours alone (chmod 700), or give another --state")
 
 
 @contextmanager

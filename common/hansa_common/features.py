@@ -34,6 +34,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from hansa_common import statistics
 from hansa_common.agreement import Agreement
 from hansa_common.errors import DataError, MessageError
+from hansa_common.plain_text import printable
 from hansa_common.schema import (
     MISSING_ID,
     NUM_SPECIAL_IDS,
@@ -57,6 +58,8 @@ DAY: Final = 86_400.0
 DAYS_SINCE_MONDAY: Final = 3
 # What was sent can have megabytes; what is said of it fits a log.
 _MAX_PROBLEM_CHARS: Final = 300
+# As many as an agreement may have.
+_MAX_FEATURES: Final = 4096
 UNIFORM_DEVIATION: Final = math.sqrt(1.0 / 12.0)
 
 # -0.0 equals 0.0 but is written otherwise: equal preprocessing must have equal text.
@@ -91,15 +94,16 @@ class Fitted(Section):
     """
 
     scale: Scale | None = None
-    shares: Annotated[tuple[Share, ...], Field(max_length=4097)] = ()
-    known: Annotated[tuple[bool, ...], Field(max_length=65_536)] = ()
+    shares: Annotated[tuple[Share, ...], Field(max_length=4097, fail_fast=True)] = ()
+    known: Annotated[tuple[bool, ...], Field(max_length=65_536, fail_fast=True)] = ()
 
 
 class FittedPreprocessing(Section):
     """The features of an agreement with what was fitted, one for one."""
 
-    features: tuple[Feature, ...]
-    fitted: tuple[Fitted, ...]
+    # Telling each of a million wrong entries would take gigabytes: the first one ends it.
+    features: Annotated[tuple[Feature, ...], Field(max_length=_MAX_FEATURES, fail_fast=True)]
+    fitted: Annotated[tuple[Fitted, ...], Field(max_length=_MAX_FEATURES, fail_fast=True)]
 
     @classmethod
     def fit(cls, agreement: Agreement, merged: Statistics) -> FittedPreprocessing:
@@ -119,7 +123,7 @@ class FittedPreprocessing(Section):
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise MessageError(f"the preprocessing is not valid: {problem[:_MAX_PROBLEM_CHARS]}") from None
+            raise MessageError(f"the preprocessing is not valid: {printable(problem, _MAX_PROBLEM_CHARS)}") from None
 
     def to_json(self) -> str:
         """Canonical JSON: equal preprocessing, equal text."""

@@ -79,6 +79,19 @@ def test_address_that_is_none(refused, files, server):
     refused({**files, "--server": server}, 2, "host:port")
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_state_folder_that_others_can_open_is_refused_before_a_process_is_started(hansa, files, mode):
+    Path(files["--state"]).mkdir()
+    Path(files["--state"]).chmod(mode)
+    with socket.create_server(("127.0.0.1", 0)) as coordinator:
+        server = f"127.0.0.1:{coordinator.getsockname()[1]}"
+        options = ["--merchant", "alpha", "--state", files["--state"], "--server", server]
+        result = hansa("client", "start", files["agreement"], files["data"], *options)
+    assert result.exit_code == 2, result.stderr
+    assert "chmod 700" in result.stderr
+    assert not list(Path(files["--state"]).iterdir())
+
+
 def test_coordinator_that_is_not_there(refused, files):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -365,3 +366,32 @@ def test_any_changed_character_is_refused_or_still_preprocesses(place, character
     names = [feature.name for feature in fitted.features]
     columns = {name: column[:5] for name, column in zip(names, POOLED.values(), strict=True)}
     assert np.isfinite(fitted.transform(columns, KEY).dense).all()
+
+
+def test_preprocessing_cannot_draw_on_the_merchants_terminal_or_forge_a_log_line():
+    drawing = tampered("features", 0, "kind", new="x\n\x1b[2JWARNING all is well \u202e")
+    with pytest.raises(MessageError, match="WARNING all is well") as told:
+        FittedPreprocessing.from_json(drawing)
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("start", "entry", "end"),
+    [
+        ('{"features":[', "{}", '],"fitted":[]}'),
+        ('{"features":[', '{"kind":"boolean","name":"a","b":1}', '],"fitted":[]}'),
+        ('{"features":[],"fitted":[', "0", "]}"),
+        ('{"features":[],"fitted":[', '{"shares":[2,2,2,2]}', "]}"),
+    ],
+)
+def test_preprocessing_full_of_wrong_entries_does_not_fill_the_memory(start, entry, end):
+    text = start + ",".join([entry] * (200_000 // len(entry))) + end
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageError, match="preprocessing"):
+            FittedPreprocessing.from_json(text)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The text as Python's objects takes up to 24 times its bytes; with every problem told it is 42 to 533 times.
+    assert peak_bytes < 30 * len(text)
