@@ -20,10 +20,8 @@ from flwr.clientapp import ClientApp
 
 from hansa_client.trainer_link import GRACE_SECONDS, Access, RemoteTrainer, Trainer, answer_seconds
 from hansa_common.errors import TransportError
-from hansa_common.messages import Refusal, encode, message_hash
+from hansa_common.messages import FLOWER_FIELD, FLOWER_RECORD, Refusal, encode, message_hash
 
-RECORD = "hansa"
-FIELD = "message"
 UNREACHABLE_CODE = 1
 
 _log = logging.getLogger(__name__)
@@ -43,15 +41,15 @@ def client_app(find_trainer: Callable[[Context], Trainer]) -> ClientApp:
         except TransportError as error:
             _log.error("%s", error)
             return Message(Error(code=UNREACHABLE_CODE, reason="trainer-unreachable"), reply_to=message)
-        content = RecordDict({RECORD: ConfigRecord({FIELD: reply})})
+        content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: reply})})
         return Message(content=content, reply_to=message)
 
     return app
 
 
 def _order(message: Message) -> bytes | None:
-    record = message.content.get(RECORD) if message.has_content() else None
-    order = record.get(FIELD) if isinstance(record, ConfigRecord) else None
+    record = message.content.get(FLOWER_RECORD) if message.has_content() else None
+    order = record.get(FLOWER_FIELD) if isinstance(record, ConfigRecord) else None
     return order if isinstance(order, bytes) else None
 
 

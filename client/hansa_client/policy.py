@@ -1,18 +1,17 @@
 """What this merchant permits: orders under the one agreement it approved, addressed to it.
 
 A check raises or returns None. What an order asks beyond its header (lengths, preprocessing, plan) is checked
-where it is used, against the same agreement; what was spent is the ledger's.
+where it is used, against the same agreement.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
-from hansa_common.messages import IntroduceOrder, Order, RoundOrder
-
-EVERYONE = "*"
+from hansa_common.messages import EVERYONE, IntroduceOrder, Order, RoundOrder
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,20 @@ class Policy:
             AgreementMismatchError: the order's fingerprint is not that of the approved agreement.
             PolicyError: the order asks for something that the agreement does not hold.
         """
-        approved = self.agreement.fingerprint
-        if order.fingerprint != approved:
+        if order.fingerprint != self._approved:
             raise AgreementMismatchError(
-                f"the order is under agreement {order.fingerprint}, approved is {approved}; compare the two files"
+                f"the order is under agreement {order.fingerprint}, approved is {self._approved}; compare the two files"
             )
         everyone = order.recipient == EVERYONE and isinstance(order, IntroduceOrder)
         if order.recipient != self.merchant and not everyone:
             raise PolicyError(f"the order is for {order.recipient!r}, this merchant is {self.merchant!r}")
         if isinstance(order, RoundOrder):
             self._verify_round(order)
+
+    @cached_property
+    def _approved(self) -> str:
+        # Once: writing a large agreement anew for every order costs more than all other checks.
+        return self.agreement.fingerprint
 
     def _verify_round(self, order: RoundOrder) -> None:
         num_plans = len(self.agreement.training.plans)

@@ -19,6 +19,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hansa_common.errors import MessageError
 
+# Where a record stands in a message of Flower's: the one field of its one record.
+FLOWER_RECORD: Final = "hansa"
+FLOWER_FIELD: Final = "message"
+# The recipient of an introduction: nobody's name is known yet, and no merchant's may be this.
+EVERYONE: Final = "*"
 MAGIC: Final = b"HANSA"
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
@@ -73,7 +78,7 @@ class Order(Record):
 
 
 class IntroduceOrder(Order):
-    """Asks a node who it is and whether its merchant approved this agreement; `recipient` is '*'."""
+    """Asks a node who it is and whether its merchant approved this agreement; to EVERYONE."""
 
     KIND: ClassVar[str] = "introduce"
 

@@ -29,11 +29,18 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from hansa_common.errors import MessageError, ReplyError
-from hansa_common.messages import Order, Refusal, Reply, decode, encode, message_hash
+from hansa_common.messages import (
+    EVERYONE,
+    FLOWER_FIELD,
+    FLOWER_RECORD,
+    Order,
+    Refusal,
+    Reply,
+    decode,
+    encode,
+    message_hash,
+)
 
-RECORD: Final = "hansa"
-FIELD: Final = "message"
-EVERYONE: Final = "*"
 GRACE_SECONDS: Final = 15.0
 WINDOW: Final = 8
 FIRST_WAIT_SECONDS: Final = 0.05
@@ -134,7 +141,7 @@ class Exchange:
     def send(self, addressed: Addressed, ttl: float) -> Sent:
         """Send one order; Flower forgets it, undelivered, after ttl seconds."""
         encoded = encode(addressed.order)
-        content = RecordDict({RECORD: ConfigRecord({FIELD: encoded})})
+        content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: encoded})})
         message = Message(content, addressed.node_id, "train", ttl=ttl)
         message_id = next(iter(self._grid.push_messages([message])), None)
         return Sent(
@@ -180,10 +187,10 @@ def _answer(message: Message, sent: Sent) -> Answer:
 def _content(message: Message) -> bytes:
     """The one field of the one record, or no bytes at all, which decode to nothing."""
     content = message.content if message.has_content() else {}
-    record = content.get(RECORD) if len(content) == 1 else None
+    record = content.get(FLOWER_RECORD) if len(content) == 1 else None
     if not isinstance(record, ConfigRecord) or len(record) != 1:
         return b""
-    field = record.get(FIELD)
+    field = record.get(FLOWER_FIELD)
     return field if isinstance(field, bytes) else b""
 
 

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from hansa_common.agreement import MerchantName
 from hansa_common.errors import RunFailedError
-from hansa_common.messages import IntroduceOrder, Introduction
-from hansa_server.exchange import EVERYONE, GRACE_SECONDS, Addressed, Answer, Patience, Sent
+from hansa_common.messages import EVERYONE, IntroduceOrder, Introduction
+from hansa_server.exchange import GRACE_SECONDS, Addressed, Answer, Patience, Sent
 from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import MerchantsIntroduced, NodeRefused
 
