@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from hansa_client import cells
 from hansa_client.nearest import did_you_mean
 from hansa_common.errors import DataError, UsageError
+from hansa_common.natural_order import natural_key
 
 UNKNOWN: Final = "unknown"
 OTHER: Final = "other"
@@ -80,17 +81,6 @@ def split_silos(frame: pd.DataFrame, spec: SiloSpec, min_rows: int = 1) -> dict[
     rows_by_name = {str(name): np.asarray(rows) for name, rows in groups.items()}
     merged = _with_small_ones_merged(rows_by_name, min_rows)
     return {name: frame.iloc[merged[name]] for name in (*in_order, UNKNOWN, OTHER) if name in merged}
-
-
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which numbers inside text count as numbers.
-
-    >>> sorted(["b", "10", "2", "a 10", "a 9"], key=natural_key)
-    ['2', '10', 'a 9', 'a 10', 'b']
-    """
-    # [0-9] only: isdigit() also holds for digits that int() refuses.
-    parts = (part for part in re.split(r"([0-9]+)", text) if part)
-    return tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
 
 
 def _edge(edge: str, text: str) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hansa_common.natural_order import natural_key
 from hansa_server import report_words as words
 from hansa_server.report_figures import Gain, Trail
 from hansa_server.report_words import number, part
@@ -60,7 +61,7 @@ def task_words(run: Run) -> tuple[str, str, str, str, float]:
 def merchants(run: Run) -> dict[str, Mapping[str, Any]]:
     """The merchants' parts of a run, in the order of their names."""
     found = {str(name): part(values) for name, values in part(run, "merchants").items()}
-    return dict(sorted(found.items(), key=lambda entry: (words.name_order(entry[0]), entry[0])))
+    return dict(sorted(found.items(), key=lambda entry: (natural_key(entry[0]), entry[0])))
 
 
 def averages(run: Run, measure: str) -> dict[str, float]:

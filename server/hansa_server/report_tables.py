@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from hansa_common.natural_order import natural_key
 from hansa_server import report_words as words
 from hansa_server.report_sections import MEASURES, PARTIES, Run, merchants, rounds, worse_off
 from hansa_server.report_words import number, part
@@ -136,7 +137,7 @@ def dropped_table(run: Run) -> Table | None:
             words.count(sum(len(when) for when in reasons.values())),
             "\n".join(f"{words.reason(code)}: round {words.rounds(when)}" for code, when in sorted(reasons.items())),
         )
-        for name, reasons in sorted(found.items(), key=lambda entry: words.name_order(entry[0]))
+        for name, reasons in sorted(found.items(), key=lambda entry: natural_key(entry[0]))
     )
     columns = ("Merchant", "Left out", "Why, and in which rounds")
     return Table("Replies that were left out", columns, body, text_columns=frozenset({2})) if body else None

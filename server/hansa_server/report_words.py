@@ -6,7 +6,6 @@ What is absent, not a number or not finite is written as a dash; nothing here ra
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeGuard
 
@@ -144,17 +143,6 @@ def names(merchants: Iterable[str]) -> str:
     """
     *first, last = [*merchants] or [DASH]
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def name_order(name: str) -> list[tuple[int, int, str]]:
-    """Sorts names as a reader does: the numbers in them by their value.
-
-    >>> sorted(["shop 10", "shop 9", "3"], key=name_order)
-    ['3', 'shop 9', 'shop 10']
-    """
-    # Ten digits at most: Python refuses to read thousands of them as a number.
-    pieces = re.findall(r"[0-9]{1,10}|[^0-9]+", name)
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
 
 
 def plural(number_of: float, word: str) -> str:
