@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -131,7 +131,8 @@ class _Tally:
 
 def _collect(run: Run, cohort: tuple[Merchant, ...], asked: Round) -> _Tally:
     control, names = asked.control, tuple(merchant.name for merchant in cohort)
-    bounds = _bounds(run, asked, control)
+    limits, weights = run.agreement.cohort, asked.state.server.weights
+    longest_delta = max_control_norm(l2_norm(control), limits.max_update_norm, asked.plan.learning_rate)
 
     def order(merchant: Merchant) -> RoundOrder:
         return RoundOrder(
@@ -140,32 +141,26 @@ def _collect(run: Run, cohort: tuple[Merchant, ...], asked: Round) -> _Tally:
             plan=asked.plan_index,
             cohort=names,
             preprocessing=asked.preprocessing,
-            weights=asked.state.server.weights,
+            weights=weights,
             control=control,
             included=asked.state.included.get(merchant.name, ""),
         )
 
     def check(merchant: Merchant, reply: Reply) -> RoundReply:
-        rows, max_examples = merchant.num_train_rows, run.agreement.cohort.max_examples
-        max_validation_rows = max_split_rows(run.agreement.data, "validation", rows, max_examples)
-        return check_round_reply(reply, replace(bounds, num_train_rows=rows, max_validation_rows=max_validation_rows))
+        rows = merchant.num_train_rows
+        bounds = RoundBounds(
+            round=asked.number,
+            num_train_rows=rows,
+            max_validation_rows=max_split_rows(run.agreement.data, "validation", rows, limits.max_examples),
+            max_update_norm=limits.max_update_norm,
+            num_params=weights.size,
+            num_control_params=control.size,
+            max_control_norm=longest_delta,
+        )
+        return check_round_reply(reply, bounds)
 
-    tally = _Tally(bounds.num_params, bounds.num_control_params)
+    tally = _Tally(weights.size, control.size)
     for heard in run.ask(f"round {asked.number}", cohort, order, check):
         tally.take(heard)
         run.tell(ReplyReceived(asked.number, heard.merchant.name))
     return tally
-
-
-def _bounds(run: Run, asked: Round, control: Vector) -> RoundBounds:
-    """What holds for every merchant of the round; its own rows are filled in for each."""
-    max_norm = run.agreement.cohort.max_update_norm
-    return RoundBounds(
-        round=asked.number,
-        num_train_rows=0,
-        max_validation_rows=0,
-        max_update_norm=max_norm,
-        num_params=asked.state.server.weights.size,
-        num_control_params=control.size,
-        max_control_norm=max_control_norm(l2_norm(control), max_norm, asked.plan.learning_rate),
-    )
