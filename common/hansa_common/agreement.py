@@ -2,7 +2,7 @@
 
 Everything that can change a result or a guarantee is here; nothing is read from anywhere else at run time.
 TOML comes in, a frozen object goes on, and its canonical JSON (sorted keys, no spaces, UTF-8) has the
-SHA-256 that orders carry and merchants approve. Reading and writing files is cli's work.
+SHA-256 that orders carry and merchants approve. Reading the file is agreement_file.py's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every error Hansa raises on purpose, under one root, grouped by the party who can mend it.
 
-A message holds the name, the value and what to do next; only `cli.py` turns an error into an exit code.
-`code` is the one word of an error that may travel: a merchant answers the coordinator with the code and
-keeps the message, which can name files and values, to itself.
+A message holds the name, the value and what to do next; only `cli.py`, and the `main` of a process of our own, turns
+an error into an exit code. `code` is the one word of an error that may travel: a merchant answers the coordinator
+with the code and keeps the message, which can name files and values, to itself.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ UNKNOWN_ID = 1
 
 
 class Section(BaseModel):
-    """A frozen part of the agreement that refuses unknown keys with the nearest right one."""
+    """A frozen part of what is agreed on or fitted, in JSON; refuses unknown keys with the nearest right one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.durable_files import UNFINISHED_SUFFIX
 from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.model import ModelSpec, save_model
@@ -38,7 +39,6 @@ MODEL: Final = "model"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
 FAILURE: Final = "failure.txt"
-_UNFINISHED: Final = ".unfinished"
 # Whoever may open the folder may read a run: it holds no row and no key.
 _FOR_ALL: Final = 0o644
 
@@ -108,7 +108,7 @@ def finish(
     folder: Path, metrics: Mapping[str, Any], spec: ModelSpec, weights: Vector, preprocessing: FittedPreprocessing
 ) -> None:
     """Leave a finished run: the model, then the report, then metrics.json, which makes it finished."""
-    unfinished = folder / (MODEL + _UNFINISHED)
+    unfinished = folder / (MODEL + UNFINISHED_SUFFIX)
     _remove(unfinished)
     unfinished.mkdir()
     save_model(unfinished, spec, weights, preprocessing)
@@ -154,7 +154,7 @@ def _reason(folder: Path) -> str:
 
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
-    for name in (METRICS, FAILURE, REPORT, ROUNDS, MODEL, MODEL + _UNFINISHED, AGREEMENT_TOML, AGREEMENT):
+    for name in (METRICS, FAILURE, REPORT, ROUNDS, MODEL, MODEL + UNFINISHED_SUFFIX, AGREEMENT_TOML, AGREEMENT):
         _remove(folder / name)
 
 
