@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from hansa_client.nearest import did_you_mean
 from hansa_common.agreement import Agreement, parse_agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
@@ -110,7 +111,7 @@ def parse_baselines(text: str) -> tuple[Baseline, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in words if word not in BASELINES]
     if unknown:
-        raise UsageError(f"--baselines: no baseline {unknown[0]!r}; there are {' and '.join(BASELINES)}")
+        raise UsageError(f"--baselines: no baseline {unknown[0]!r}{did_you_mean(unknown[0], BASELINES)}")
     return tuple(baseline for baseline in BASELINES if baseline in words)
 
 

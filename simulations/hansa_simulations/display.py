@@ -54,7 +54,9 @@ class BaselineDisplay:
         (task,) = self._bar.task_ids
         self._bar.update(task, completed=progress.num_trained, description=self._status(progress))
         if progress.num_trained == progress.num_all:
-            self._console.print(Text(f"baselines: {progress.num_all} models trained, each plan to its own end"))
+            done = Text(f"baselines: {progress.num_all} models trained, each plan to its own end")
+            # Above a moving line, rich would cut it to that line's width.
+            self._console.print(done, soft_wrap=True)
 
     def _status(self, progress: BaselineProgress) -> str:
         since = 0.0 if self._began is None else self._now() - self._began
