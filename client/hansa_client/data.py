@@ -1,7 +1,9 @@
 """A merchant's table: parsed as the agreement says, cleaned, divided, or refused with the reason.
 
-- A table that does not fit is refused whole: a missing column, a bad or infinite value, a missing label, a missing
-  value where the agreement refuses it, no rows, one class only. The message names file, row, column and value.
+- A table to learn from that does not fit is refused whole: a missing column, a bad or infinite value, a missing
+  label, a missing value where the agreement refuses it, no rows, one class only. The message names file, row, column
+  and value.
+- A table to be scored (`feature_rows`) needs no labels, and loses only the rows that do not fit.
 - Exact duplicates are rows equal to an earlier one in every column that the agreement names, as parsed. They are
   counted, and removed (the first stays) where the agreement says so, before the rows are divided.
 
@@ -11,7 +13,7 @@ rows go where is splits.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +56,22 @@ class MerchantTable:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class FeatureRows:
+    """Rows of a table that need no label, to be scored.
+
+    columns: feature name -> (rows,) of those rows that fit; positions: (rows,) int64, where they stand in the frame.
+    problems: every cell for which another row was left out, in order of rows.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    positions: Rows
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A cell that does not fit: its column, its row's position in the frame, and what the matter is."""
+
     column: str
     position: int
     what: str
@@ -104,10 +121,29 @@ def merchant_table(frame: pd.DataFrame, agreement: Agreement, merchant: str, sou
     return MerchantTable(columns, labels, split.train, split.validation, split.test, quality)
 
 
+def feature_rows(frame: pd.DataFrame, features: Sequence[Feature], source: str) -> FeatureRows:
+    """Parse the features of a raw frame, and leave out the rows that do not fit; there may be none.
+
+    Raises:
+        DataError: a column is missing, or is something else altogether.
+    """
+    _refuse_absent([feature.name for feature in features], frame, source)
+    parsed = {feature.name: _parse(frame, feature, source) for feature in features}
+    problems = sorted(_feature_problems(features, parsed), key=lambda problem: problem.position)
+    fits = np.ones(len(frame), np.bool_)
+    fits[[problem.position for problem in problems]] = False
+    columns = {name: column.array[fits] for name, column in parsed.items()}
+    return FeatureRows(columns, np.flatnonzero(fits).astype(np.int64), problems)
+
+
 def _refuse_missing_columns(frame: pd.DataFrame, agreement: Agreement, source: str) -> None:
     wanted = [feature.name for feature in agreement.features] + [agreement.label.column]
     if agreement.data.split == "time" and agreement.data.time_column is not None:
         wanted.append(agreement.data.time_column)
+    _refuse_absent(wanted, frame, source)
+
+
+def _refuse_absent(wanted: Sequence[str], frame: pd.DataFrame, source: str) -> None:
     present = [str(name) for name in frame.columns]
     absent = [name for name in dict.fromkeys(wanted) if name not in present]
     if absent:
@@ -147,22 +183,26 @@ def _parse_moments(frame: pd.DataFrame, agreement: Agreement, parsed: dict[str, 
 
 def _problems(
     agreement: Agreement, parsed: dict[str, Parsed], labels: Parsed, moments: Parsed | None
-) -> Iterator[_Problem]:
-    for feature in agreement.features:
-        column = parsed[feature.name]
-        for position in column.bad:
-            yield _Problem(feature.name, int(position), f"is not {_allowed(feature)}")
-        if feature.missing == "refuse":
-            for position in _missing(column):
-                yield _Problem(feature.name, position, "is missing, and the agreement says missing = 'refuse'")
+) -> Iterator[Problem]:
+    yield from _feature_problems(agreement.features, parsed)
     for position in labels.bad:
-        yield _Problem(agreement.label.column, int(position), "is missing, and a row without a label teaches nothing")
+        yield Problem(agreement.label.column, int(position), "is missing, and a row without a label teaches nothing")
     if moments is not None:
         name = str(agreement.data.time_column)
         for position in moments.bad:
-            yield _Problem(name, int(position), "is neither a number nor an ISO date or time")
+            yield Problem(name, int(position), "is neither a number nor an ISO date or time")
         for position in _missing(moments):
-            yield _Problem(name, position, "is missing, and the split goes by it")
+            yield Problem(name, position, "is missing, and the split goes by it")
+
+
+def _feature_problems(features: Sequence[Feature], parsed: dict[str, Parsed]) -> Iterator[Problem]:
+    for feature in features:
+        column = parsed[feature.name]
+        for position in column.bad:
+            yield Problem(feature.name, int(position), f"is not {_allowed(feature)}")
+        if feature.missing == "refuse":
+            for position in _missing(column):
+                yield Problem(feature.name, position, "is missing, and the agreement says missing = 'refuse'")
 
 
 def _missing(column: Parsed) -> list[int]:
@@ -185,7 +225,7 @@ def _allowed(feature: Feature) -> str:
             return "text"
 
 
-def _refuse_problems(frame: pd.DataFrame, problems: list[_Problem], source: str) -> None:
+def _refuse_problems(frame: pd.DataFrame, problems: list[Problem], source: str) -> None:
     if not problems:
         return
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.position)

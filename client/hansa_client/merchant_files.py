@@ -43,10 +43,19 @@ class MerchantFiles:
             if agreed is not None:
                 raise UsageError(f"the agreement hashes categories with key {agreed}; give its file with --hash-key")
             return None
-        try:
-            key = bytes.fromhex(self.hash_key.read_text(encoding="ascii").strip())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"the hash key {self.hash_key} cannot be read: {error}") from error
+        key = read_key(self.hash_key)
         if hashlib.sha256(key).hexdigest() != agreed:
             raise UsageError(f"{self.hash_key} is not the key that the agreement names ({agreed})")
         return key
+
+
+def read_key(path: Path) -> bytes:
+    """Read a key for hashed categories, 64 hexadecimal digits.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the hash key {path} cannot be read: {error}") from error
