@@ -1,7 +1,7 @@
 """Local training: some epochs over one merchant's rows from given weights, as a function of its arguments.
 
-- Same arguments, same bytes: on the rows' number, not on the padding; on no call before it.
-- Compiled once for a model and a plan, whatever the number of rows, up to a capacity.
+- Same arguments, same bytes, whatever the capacity and whatever was trained before.
+- Compiled once for a model and a plan, whatever the number of rows, up to a capacity; its buffers hold the capacity.
 - In chunks of about CHUNK_SECONDS, between which it can be stopped. How rows are cut into chunks changes no byte.
 
 The backend is Keras' own (`KERAS_BACKEND`): TensorFlow, or JAX. What a step is, training_program.py says.

@@ -32,7 +32,10 @@ _FLOAT16_LOSS_SCALE: Final = 1024.0
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Rows in the order of their batches, padded with zeros to a whole number of batches; `num_rows` are real."""
+    """Rows in the order of their batches, at the beginning of arrays that have room for the largest merchant's.
+
+    `num_rows` are real; zeros fill up the last batch, and what stands behind it no step may look at.
+    """
 
     inputs: Inputs
     labels: NDArray[np.float32]
