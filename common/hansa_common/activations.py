@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hansa_common.agreement import Activation
 from hansa_common.errors import CompressionError
 from hansa_common.features import Inputs
-from hansa_common.model import ModelSpec
+from hansa_common.model import LAYER_NORM_EPSILON, ModelSpec
 from hansa_common.vectors import Vector, unflatten
 
 Values = NDArray[np.float64]
@@ -43,7 +43,6 @@ FINEST: Final = 0.01
 MAX_VALUE: Final = 1e4
 # A constant tensor still needs a step that int8 can count in.
 MIN_WIDTH: Final = 0.01
-_NORM_EPSILON: Final = 1e-3
 _CHUNK_ROWS: Final = 1024
 
 
@@ -189,7 +188,8 @@ def _bins(name: str, values: Values) -> NDArray[np.int64]:
 
 
 def _normalized(x: Values) -> Values:
-    return np.asarray((x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + _NORM_EPSILON))
+    deviation = np.sqrt(x.var(axis=1, keepdims=True) + LAYER_NORM_EPSILON)
+    return np.asarray((x - x.mean(axis=1, keepdims=True)) / deviation)
 
 
 def _chunks(inputs: Inputs) -> Iterator[Inputs]:

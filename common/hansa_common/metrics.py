@@ -42,13 +42,18 @@ def _bin_edges() -> NDArray[np.float64]:
     return edges
 
 
-def _scores(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0.0, -logits))
+def scores_of(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The probabilities that logits stand for, of any shape; no logit overflows.
+
+    >>> scores_of(np.float32([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+    """
+    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
 
 
 _EDGES: Final = _bin_edges()
 _CENTRES: Final = np.concatenate([[-MAX_LOGIT], (_EDGES[1:-2] + _EDGES[2:-1]) / 2, [MAX_LOGIT]])
-_CENTRE_SCORES: Final = _scores(_CENTRES)
+_CENTRE_SCORES: Final = scores_of(_CENTRES)
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def metrics_from_histogram(histogram: Histogram) -> Metrics | None:
         recall_at_1_fpr=float(np.interp(0.01, roc_x, roc_y)),
         recall_at_5_fpr=float(np.interp(0.05, roc_x, roc_y)),
         best_f1=float(f1[best]),
-        best_f1_threshold=float(_scores(_EDGES[bins[best]])),
+        best_f1_threshold=float(scores_of(_EDGES[bins[best]])),
         brier=_brier(negatives, positives),
         reliability=_reliability(negatives, positives),
         pr_curve=_thinned(recall, precision),

@@ -35,6 +35,8 @@ SPEC_NAME: Final = "spec.json"
 WEIGHTS_NAME: Final = "weights.npz"
 PREPROCESSING_NAME: Final = "preprocessing.json"
 MODEL_NAMES: Final = (SPEC_NAME, WEIGHTS_NAME, PREPROCESSING_NAME)
+# Added to the variance; Keras' own choice, said once because the network is computed in other places too.
+LAYER_NORM_EPSILON: Final = 1e-3
 _EMBEDDING_REACH: Final = 0.05
 
 
@@ -208,7 +210,7 @@ def _hidden(spec: ModelSpec, place: int, num_units: int, penalty: Any, policy: A
     ]
     if spec.layer_norm:
         steps += [
-            layers.LayerNormalization(dtype=policy, name=f"norm_{place}"),
+            layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=policy, name=f"norm_{place}"),
             layers.Activation(spec.activation, dtype=policy),
         ]
     if spec.dropout:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from hansa_common.activations import INPUT, Range, Ranges, forward, is_one_step
 from hansa_common.errors import CompressionError
 from hansa_common.features import Inputs
-from hansa_common.model import ModelSpec
+from hansa_common.metrics import scores_of
+from hansa_common.model import LAYER_NORM_EPSILON, ModelSpec
 from hansa_common.randomness import generator
 from hansa_common.vectors import Vector, num_params, unflatten
 from hansa_server.compression import (
@@ -43,7 +44,6 @@ from hansa_server.compression import (
 from hansa_server.tflite_files import StoredArray, TfliteFile, run_file
 
 NUM_ROWS: Final = 10_000
-_NORM_EPSILON: Final = 1e-3
 # Made-up rows lie around 0 as scaled inputs do, and reach the ends of their range about once in 16,000 values.
 _DEVIATIONS_IN_RANGE: Final = 8.0
 _NUM_STEPS: Final = 255
@@ -149,7 +149,7 @@ def _layer_norm() -> Any:
         def call(self, x: Any) -> Any:
             centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
             variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-            return centred * tf.math.rsqrt(variance + _NORM_EPSILON) * self.gain + self.offset
+            return centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON) * self.gain + self.offset
 
     return LayerNorm
 
@@ -232,9 +232,10 @@ def inspect(spec: ModelSpec, weights: Vector, ranges: Ranges, float_file: bytes,
     found = in_int8.ranges() if spec.hidden else {}
     _check_ranges(ranges, found)
     inputs = made_up_inputs(spec, ranges[INPUT])
-    expected = _scores(forward(spec, weights, inputs)[0])
+    expected = scores_of(forward(spec, weights, inputs)[0])
     differences = [
-        float(np.abs(_scores(run_file(content, spec, inputs)) - expected).max()) for content in (float_file, int8_file)
+        float(np.abs(scores_of(run_file(content, spec, inputs)) - expected).max())
+        for content in (float_file, int8_file)
     ]
     # Not `>`, so that NaN is refused too.
     if not differences[0] <= MAX_FLOAT_DIFFERENCE:
@@ -303,10 +304,6 @@ def _check_ranges(asked: Ranges, found: Ranges) -> None:
 
 def _with_zero(low: float, high: float) -> Range:
     return min(low, 0.0), max(high, 0.0)
-
-
-def _scores(logits: NDArray[Any]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
 
 
 if __name__ == "__main__":
