@@ -282,6 +282,17 @@ def test_rows_that_overflow_do_not_reach_the_next_merchants_batches(logistic):
     assert same_bytes(trained(logistic, weights, rows, epochs), before)
 
 
+def test_one_compilation_serves_every_number_of_rows_and_scoring_has_one_a_block(logistic):
+    weights = initial_weights(spec_of(Model(hidden=())), 0)
+    for num_rows in (1, BATCH_SIZE, BATCH_SIZE + 1, NUM_ROWS):
+        inputs, labels = made_up(num_rows)
+        for correction in (None, np.ones_like(weights)):
+            trained(logistic, weights, (inputs, labels), orders_of(num_rows, 2), correction=correction)
+        logistic.logits(weights, inputs)
+    assert logistic._program._run.experimental_get_tracing_count() == 1
+    assert logistic._program._score.experimental_get_tracing_count() <= len(SCORING_BLOCKS)
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
