@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from hansa_common import __version__
+from hansa_common import __version__, durable_files
 from hansa_common.addresses import Address
 from hansa_common.errors import CoordinatorError, TransportError, UsageError
 from hansa_common.flower_environment import flower_environment
@@ -76,8 +76,9 @@ def running(address: Address, state: Path) -> Iterator[subprocess.Popen[bytes]]:
 
     Raises:
         CoordinatorError: it ended, or did not answer in time.
+        UsageError: others can open the state folder: every merchant's update passes through the database in it.
     """
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable_files.make_private_folder(state)
     options = ["--insecure", "--host", address.host, "--port", str(address.port)]
     log = state / LOG_NAME
     with log.open("ab") as output:

@@ -95,6 +95,16 @@ def test_port_in_use_is_one_clear_line(hansa, taken_port, tmp_path):
     assert "in use" in line
 
 
+def test_state_that_others_can_open_is_refused_before_a_database_of_updates_is_in_it(hansa, free_port, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o755)
+    result = hansa("server", "start", "--address", f"127.0.0.1:{free_port}", "--state", str(state))
+    assert result.exit_code == 2, result.stderr
+    assert "chmod 700" in result.stderr
+    assert not list(state.iterdir())
+
+
 def test_training_without_a_superlink_is_one_clear_line_and_leaves_no_folder(hansa, free_port, agreement, tmp_path):
     out = tmp_path / "run"
     result = hansa("server", "train", agreement, "--out", str(out), "--server", f"127.0.0.1:{free_port}")
