@@ -81,12 +81,7 @@ def draft_agreement(
         DataError: no rows, a missing label, one class only, or no column is left to learn from.
     """
     present = [str(column) for column in frame.columns]
-    if label not in present:
-        raise UsageError(f"--label: {source} has no column {label!r}{did_you_mean(label, present)}")
-    if silo is not None and silo.column == label:
-        raise UsageError(f"--silo: {label!r} is the label; divide the rows by something else")
-    if len(frame) == 0:
-        raise DataError(f"{source} has no rows")
+    _refuse_what_has_no_draft(frame, present, label, silo, source)
     positive, label_findings = _positive(frame, label, positive, source)
     labels = cells.labels(frame[label], positive).array
     profiles = {column: profile(column, frame[column]) for column in present}
@@ -153,6 +148,17 @@ def robust_bounds(values: NDArray[np.float64]) -> tuple[float, float]:
 def guess_task(labels: NDArray[np.uint8]) -> Task:
     """Fraud is rare: below one positive in twenty; a purchase is not."""
     return "fraud" if labels.mean() < RARE_POSITIVES else "purchase"
+
+
+def _refuse_what_has_no_draft(
+    frame: pd.DataFrame, present: list[str], label: str, silo: SiloSpec | None, source: str
+) -> None:
+    if label not in present:
+        raise UsageError(f"--label: {source} has no column {label!r}{did_you_mean(label, present)}")
+    if silo is not None and silo.column == label:
+        raise UsageError(f"--silo: {label!r} is the label; divide the rows by something else")
+    if len(frame) == 0:
+        raise DataError(f"{source} has no rows")
 
 
 def _feature(column: Profile, findings: list[Finding]) -> Feature | None:

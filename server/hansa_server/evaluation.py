@@ -25,7 +25,6 @@ class Evaluation:
 
     metrics: Metrics | None
     shared: Mapping[str, SharedMetrics]
-    dropped: Mapping[str, str]
 
 
 def evaluate(
@@ -47,14 +46,13 @@ def evaluate(
 
     histogram = np.zeros(HISTOGRAM_LENGTH, np.int64)
     shared: dict[str, SharedMetrics] = {}
-    dropped: dict[str, str] = {}
+    num_accepted = 0
     for heard in run.ask(f"{split} evaluation", merchants, order, check):
-        name = heard.merchant.name
         if heard.reply is None:
-            dropped[name] = heard.reason
             continue
+        num_accepted += 1
         histogram += heard.reply.histogram
         if heard.reply.metrics is not None and run.agreement.privacy.share_metrics:
-            shared[name] = heard.reply.metrics
-    enough = len(merchants) - len(dropped) >= run.agreement.cohort.min_merchants
-    return Evaluation(metrics_from_histogram(histogram) if enough else None, shared, dropped)
+            shared[heard.merchant.name] = heard.reply.metrics
+    enough = num_accepted >= run.agreement.cohort.min_merchants
+    return Evaluation(metrics_from_histogram(histogram) if enough else None, shared)
