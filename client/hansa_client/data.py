@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from hansa_client import cells
 from hansa_client.cells import Parsed
-from hansa_client.nearest import did_you_mean
 from hansa_client.quality import Quality, measure_quality
 from hansa_client.splits import Rows, Split, stratified_split, time_split
 from hansa_client.tables import read_frame
 from hansa_common.agreement import Agreement
 from hansa_common.errors import DataError
+from hansa_common.nearest import did_you_mean
 from hansa_common.randomness import generator
 from hansa_common.schema import BooleanFeature, CategoricalFeature, Feature, NumericFeature, TimestampFeature
 

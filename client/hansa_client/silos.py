@@ -27,9 +27,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hansa_client import cells
-from hansa_client.nearest import did_you_mean
 from hansa_common.errors import DataError, UsageError
 from hansa_common.natural_order import natural_key
+from hansa_common.nearest import did_you_mean
 
 UNKNOWN: Final = "unknown"
 OTHER: Final = "other"

@@ -19,7 +19,6 @@ looks at all of them.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -33,6 +32,7 @@ from typer.main import get_command
 
 from hansa_common import __version__
 from hansa_common.errors import HansaError, UsageError
+from hansa_common.nearest import did_you_mean
 
 GROUP: Final = "hansa.commands"
 INTERRUPTED: Final = 130
@@ -62,7 +62,7 @@ class Commands(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self._installed and not args[0].startswith("-"):
-            raise UsageError(_unknown(args[0], self.list_commands(ctx)))
+            raise UsageError(f"no command {args[0]!r}{did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
 
@@ -127,17 +127,6 @@ def _raising(error: HansaError) -> Callable[[], NoReturn]:
         raise error
 
     return fail
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    """Say which command was probably meant.
-
-    >>> _unknown("simulat", ["agree", "simulate"])
-    "no command 'simulat'; did you mean 'simulate'?"
-    """
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(known) or 'none'}"
-    return f"no command {name!r}; {hint}"
 
 
 def _version_option() -> click.Option:

@@ -7,12 +7,13 @@ Turning rows into inputs is features.py's; what a model does with them is model.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from hansa_common.nearest import nearest
 
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
 # Wide enough for any quantity, and what is computed from it stays finite, in float32 too.
@@ -54,8 +55,8 @@ def unknown_key(key: str, allowed: list[str]) -> str:
     >>> unknown_key("roundz", ["rounds", "seed"])
     "unknown key 'roundz'; did you mean 'rounds'?"
     """
-    nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "allowed: " + ", ".join(sorted(allowed))
+    meant = nearest(key, allowed)
+    hint = f"did you mean {meant!r}?" if meant is not None else "allowed: " + ", ".join(sorted(allowed))
     return f"unknown key {key!r}; {hint}"
 
 

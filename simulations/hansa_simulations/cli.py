@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hansa_client.nearest import did_you_mean
 from hansa_common.agreement import Agreement, parse_agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
+from hansa_common.nearest import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
