@@ -8,10 +8,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
+from hansa_common.schema import CategoricalFeature
+
+HASH_KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class MerchantFiles:
         if self.hash_key is None:
             if agreed is not None:
                 raise UsageError(f"the agreement hashes categories with key {agreed}; give its file with --hash-key")
+            _refuse_hashing_without_key(agreement)
             return None
         key = read_key(self.hash_key)
         if hashlib.sha256(key).hexdigest() != agreed:
@@ -49,13 +54,26 @@ class MerchantFiles:
         return key
 
 
+def _refuse_hashing_without_key(agreement: Agreement) -> None:
+    """Now, and not when the first order comes."""
+    hashed = [f.name for f in agreement.features if isinstance(f, CategoricalFeature) and f.hash_buckets]
+    if hashed:
+        raise UsageError(
+            f"the agreement hashes {', '.join(hashed)} but names no key: draw 32 random bytes among the merchants, agree "
+            "on their SHA-256 as privacy.hash_key_id, and give the key's file with --hash-key"
+        )
+
+
 def read_key(path: Path) -> bytes:
     """Read a key for hashed categories, 64 hexadecimal digits.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or has another length.
     """
     try:
-        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except (OSError, ValueError) as error:
         raise UsageError(f"the hash key {path} cannot be read: {error}") from error
+    if len(key) != HASH_KEY_BYTES:
+        raise UsageError(f"the hash key {path} has {2 * len(key)} hexadecimal digits, a key has {2 * HASH_KEY_BYTES}")
+    return key

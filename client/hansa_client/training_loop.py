@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hansa_client import native_output
 from hansa_client.training_program import LocalStart, PaddedRows, Program, Steps, StepSettings
 from hansa_common.agreement import Model, Plan
 from hansa_common.errors import DeadlineError, UsageError
@@ -146,13 +147,14 @@ def describe_device() -> tuple[str, str]:
     Raises:
         UsageError: the backend is neither TensorFlow nor JAX.
     """
-    if _backend() == "jax":
-        from hansa_client import jax_program
+    with native_output.kept_back():
+        if _backend() == "jax":
+            from hansa_client import jax_program
 
-        return "jax", jax_program.device_name()
-    from hansa_client import tensorflow_program
+            return "jax", jax_program.device_name()
+        from hansa_client import tensorflow_program
 
-    return "tensorflow", tensorflow_program.device_name()
+        return "tensorflow", tensorflow_program.device_name()
 
 
 def _new_program(settings: StepSettings) -> Program:

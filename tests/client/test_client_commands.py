@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hansa_client import children
 from hansa_client.flower_node import command, environment
+from hansa_common import children
 from hansa_common.addresses import Address
 
 AGREEMENT = """
@@ -163,7 +163,7 @@ def test_child_ends_when_its_parent_is_killed(tmp_path):
     program = """
         import os, sys
         from pathlib import Path
-        from hansa_client import children
+        from hansa_common import children
         child = [sys.executable, "-c", "import sys; print('ready', flush=True); sys.stdin.buffer.read(); print('end')"]
         with children.running("child", child, os.environ):
             sys.stdin.buffer.read()
@@ -173,3 +173,9 @@ def test_child_ends_when_its_parent_is_killed(tmp_path):
         assert parent.stdout.readline() == b"ready\n"
         parent.send_signal(signal.SIGKILL)
         assert parent.stdout.read() == b"end\n"
+
+
+def test_hashed_categories_without_an_agreed_key(refused, files):
+    hashed = '[[features]]\nkind = "categorical"\nname = "device"\nhash_buckets = 16\n[privacy]\n'
+    Path(files["agreement"]).write_text(AGREEMENT.replace("[privacy]\n", hashed))
+    refused(files, 2, "device", "hash_key_id", "--hash-key")
