@@ -19,9 +19,13 @@ def test_greeting_is_not_shown_and_later_words_are(capfd):
 
 
 def test_what_was_said_before_a_failure_is_shown(capfd):
-    with pytest.raises(ImportError), kept_back():
-        os.write(2, b"no such library\n")
-        raise ImportError
+    def load() -> None:
+        with kept_back():
+            os.write(2, b"no such library\n")
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        load()
     assert capfd.readouterr().err == "no such library\n"
 
 
