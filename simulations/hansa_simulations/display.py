@@ -74,7 +74,8 @@ def print_summary(metrics: Mapping[str, Any], report: Path, console: Console | N
     for name, merchant in metrics["merchants"].items():
         table.add_row(Text(name), *(_areas(merchant.get(party)) for party in parties))
     table.add_section()
-    table.add_row("everyone (alone: the mean)", *(_areas(metrics[party]) for party in parties), style="bold")
+    everyone = "everyone (alone: the mean)" if "local" in parties else "everyone"
+    table.add_row(everyone, *(_areas(metrics[party]) for party in parties), style="bold")
     console = Console() if console is None else console
     console.print(table)
     console.print(Text(f"agreement {metrics['agreement_fingerprint'][:12]}, seed {metrics['seed']}"))

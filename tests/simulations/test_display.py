@@ -90,7 +90,9 @@ def test_summary_has_no_column_for_a_baseline_that_was_not_trained(parties):
     text = summary(parties)
     assert ("Alone" in text) == ("local" in parties)
     assert ("Pooled" in text) == ("pooled" in parties)
+    assert ("everyone (alone: the mean)" in text) == ("local" in parties)
     assert "Together" in text
+    assert "everyone" in text
 
 
 def test_summary_names_the_report_the_agreement_and_the_seed():

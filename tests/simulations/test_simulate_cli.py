@@ -155,11 +155,14 @@ def test_finished_run_is_written_over_when_asked_and_not_before(simulate, folder
     assert model_of(folder / "run")["weights.npz"] != first["weights.npz"]
 
 
-def test_json_stands_alone_on_stdout_and_is_the_runs_own(simulate, folder):
-    result = simulate("--json")
+def test_json_stands_alone_on_stdout_and_small_silos_are_merged(simulate, folder):
+    result = simulate("--json", "--min-silo-rows", 125)
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == json.loads((folder / "run" / "metrics.json").read_bytes())
+    metrics = json.loads(result.stdout)
+    assert metrics == json.loads((folder / "run" / "metrics.json").read_bytes())
     assert "round 1:" in result.stderr
+    # alder's 120 rows and cedar's 75.
+    assert list(metrics["merchants"]) == ["birch", "other"]
 
 
 def test_agreement_as_its_author_wrote_it_is_kept_and_the_figures_are_told(simulate, folder, shops):
@@ -180,13 +183,6 @@ def test_seed_stands_in_the_agreement_wherever_it_was_given(simulate, folder):
     assert model_of(folder / "said") == model_of(folder / "five")
     # The author's file says neither the seed nor the roster of this run.
     assert not (folder / "five" / "agreement.toml").exists()
-
-
-def test_small_silos_are_merged(simulate, folder):
-    result = simulate("--json", "--min-silo-rows", 125)
-    merchants = json.loads(result.stdout)["merchants"]
-    # alder's 120 rows and cedar's 75.
-    assert list(merchants) == ["birch", "other"]
 
 
 def test_demo_is_five_merchants_under_an_agreement_that_holds():
