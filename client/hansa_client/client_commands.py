@@ -20,11 +20,11 @@ from typing import Annotated, Final
 
 import typer
 
-from hansa_client import children, flower_node
+from hansa_client import flower_node
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import SOCKET_NAME
 from hansa_client.trainer_service import check_socket_folder
-from hansa_common import durable_files
+from hansa_common import children, durable_files
 from hansa_common.addresses import Address, loopback_address
 from hansa_common.errors import MerchantError, TransportError, UsageError
 from hansa_common.stopping import stopped_by_sigterm

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Final
 
-from hansa_client import children
+from hansa_common import children
 from hansa_common.addresses import Address
 from hansa_common.flower_environment import flower_environment
 

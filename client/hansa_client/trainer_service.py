@@ -24,7 +24,7 @@ from typing import Annotated, Final, Self
 import grpc
 import typer
 
-from hansa_client import children, trainer_pb2
+from hansa_client import trainer_pb2
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import (
     CHANNEL_OPTIONS,
@@ -34,7 +34,7 @@ from hansa_client.trainer_link import (
     Trainer,
     new_access,
 )
-from hansa_common import durable_files
+from hansa_common import children, durable_files
 from hansa_common.errors import HansaError, UsageError
 from hansa_common.messages import Refusal, encode, message_hash
 from hansa_common.plain_text import printable

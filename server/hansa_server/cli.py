@@ -55,9 +55,9 @@ def train(
 
 def _start(address: Address, state: Path) -> None:
     superlink.check_port_is_free(address)
-    with superlink.running(address, state) as process:
+    with superlink.running(address, state) as child:
         typer.echo(f"server: SuperLink on {address}; Ctrl-C stops")
-        code = process.wait()
+        code = child.process.wait()
         raise TransportError(f"SuperLink ended with code {code}; its log is {state / superlink.LOG_NAME}")
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -21,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from hansa_common import __version__, durable_files
+from hansa_common import __version__, children, durable_files
 from hansa_common.addresses import Address
+from hansa_common.children import Child
 from hansa_common.errors import CoordinatorError, TransportError, UsageError
 from hansa_common.flower_environment import flower_environment
 
 CONNECTION: Final = "hansa"
 LOG_NAME: Final = "superlink.log"
 START_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 15.0
 COMMAND_SECONDS: Final = 120.0
 _HEALTH_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.1
@@ -71,7 +69,7 @@ def is_superlink(address: Address) -> bool:
 
 
 @contextmanager
-def running(address: Address, state: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(address: Address, state: Path) -> Iterator[Child]:
     """A SuperLink while the block runs, once it answers; its database and log are in the state folder.
 
     Raises:
@@ -81,20 +79,10 @@ def running(address: Address, state: Path) -> Iterator[subprocess.Popen[bytes]]:
     durable_files.make_private_folder(state)
     options = ["--insecure", "--host", address.host, "--port", str(address.port)]
     log = state / LOG_NAME
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            ["flower-superlink", *options, "--database", str(state / "state.db")],
-            env=flower_environment(state / "flower"),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_it_answers(process, address, log)
-        yield process
-    finally:
-        _stop(process)
+    command = ["flower-superlink", *options, "--database", str(state / "state.db")]
+    with children.running("SuperLink", command, flower_environment(state / "flower"), log=log) as child:
+        _wait_until_it_answers(child.process, address, log)
+        yield child
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
@@ -107,15 +95,6 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], address: Address, l
                 continue
             raise CoordinatorError(f"SuperLink did not answer within {START_SECONDS:.0f} seconds; see {log}") from None
         raise CoordinatorError(f"SuperLink ended with code {process.returncode}; see {log}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(STOP_SECONDS)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 @dataclass(frozen=True)
@@ -174,7 +153,7 @@ class Control:
                     output.write(line)
                     output.flush()
         finally:
-            _stop(stream)
+            Child("the log", stream).stop()
 
     def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

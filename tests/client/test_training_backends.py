@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hansa_client.children import running
 from hansa_client.trainer_link import SOCKET_NAME, Access, RemoteTrainer
 from hansa_client.training_loop import CHUNK_SECONDS, LocalTraining
 from hansa_common import statistics
 from hansa_common.agreement import Model, Plan, parse_agreement
+from hansa_common.children import running
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
     EvaluateOrder,

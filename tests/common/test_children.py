@@ -1,4 +1,4 @@
-"""A merchant's processes end with their parent, and a process that is told to end does so in good order."""
+"""Child processes end with their parent, and a process that is told to end does so in good order."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import subprocess
 import sys
 import textwrap
 
-from hansa_client import children
+from hansa_common import children
 
 # Waits for its parent as the trainer and the node do, and ends by itself when it gets SIGTERM.
 CHILD = textwrap.dedent("""
     import signal, sys, threading
-    from hansa_client.children import wait_for_end_of_parent
+    from hansa_common.children import wait_for_end_of_parent
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     def watch():
@@ -38,7 +38,7 @@ def test_child_notices_the_end_of_its_parent(tmp_path):
     parent = textwrap.dedent(f"""
         import os, sys
         from pathlib import Path
-        from hansa_client import children
+        from hansa_common import children
         log = Path(sys.argv[1])
         with children.running("a child", [sys.executable, "-c", {CHILD!r}], os.environ, log=log) as child:
             while "ready" not in log.read_text():

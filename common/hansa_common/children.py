@@ -1,6 +1,7 @@
-"""Child processes that end with their parent: each leads a process group, and none is left behind.
+"""Child processes that end with a block of code, or with their parent: each leads a process group, and none is left.
 
-A child's standard input is a pipe that closes when this process ends, however it ends; the children here watch it.
+A child's standard input is a pipe that closes when this process ends, however it ends: a child of our own watches it
+(`wait_for_end_of_parent`); one that does not, such as SuperLink, outlives a parent that is killed.
 """
 
 from __future__ import annotations
