@@ -59,8 +59,8 @@ def _refuse_hashing_without_key(agreement: Agreement) -> None:
     hashed = [f.name for f in agreement.features if isinstance(f, CategoricalFeature) and f.hash_buckets]
     if hashed:
         raise UsageError(
-            f"the agreement hashes {', '.join(hashed)} but names no key: draw 32 random bytes among the merchants, agree "
-            "on their SHA-256 as privacy.hash_key_id, and give the key's file with --hash-key"
+            f"the agreement hashes {', '.join(hashed)} but names no key: draw 32 random bytes among the merchants, "
+            "agree on their SHA-256 as privacy.hash_key_id, and give the key's file with --hash-key"
         )
 
 
