@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ class Scorer:
         self._preprocessing, self._hash_key = bundle.preprocessing, hash_key
         self._network = TfliteNetwork(bundle.networks[name], spec.num_dense, len(spec.embeddings), name)
         self._transform = RowTransform(bundle.preprocessing, hash_key)
+        self._lock = threading.Lock()
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """Scores (rows,) of columns, feature name -> (rows,), as a merchant's table parses them.
@@ -58,9 +60,11 @@ class Scorer:
             DataError: the row lacks a column, or holds something that is not a value of its feature.
             BundleError: the network gives something that is not finite.
         """
-        logit = self._network.logit(*self._transform(row))
-        # The same formula as for many: numpy takes ten times as long for one.
-        return math.exp(-(max(-logit, 0.0) + math.log1p(math.exp(-abs(logit)))))
+        with self._lock:
+            logit = self._network.logit(*self._transform(row))
+        # Not numpy, which takes ten times as long for one.
+        rest = math.exp(-abs(logit))
+        return 1.0 / (1.0 + rest) if logit >= 0.0 else rest / (1.0 + rest)
 
 
 def scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:

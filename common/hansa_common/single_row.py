@@ -19,6 +19,7 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite, log1p
 from operator import itemgetter
 from typing import Any, Final
 
@@ -39,13 +40,20 @@ from hansa_common.schema import (
 )
 
 Row = Mapping[str, Any]
+# A feature, what was fitted, and where its inputs begin in the dense row.
+Placed = tuple[Feature, Fitted, int]
 _TRUTH_VALUES: Final = frozenset({0, 1})
 _TURN: Final = 2.0 * math.pi
 _NUM_CYCLIC: Final = 4
+_ONE: Final = 1.0
+
+
+class _UnusualError(Exception):
+    """A number is missing or not finite: it is looked at by itself."""
 
 
 class RowTransform:
-    """The preparation for one fitted preprocessing and one key; any number of threads may use it."""
+    """The preparation for one fitted preprocessing and one key; for one thread at a time."""
 
     def __init__(self, preprocessing: FittedPreprocessing, hash_key: bytes | None) -> None:
         """Prepare.
@@ -54,118 +62,166 @@ class RowTransform:
             DataError: a feature is hashed and there is no key.
         """
         placed = _placed(preprocessing)
-        self._numbers = _Numbers(placed, num_dense(preprocessing.features))
-        self._moments = [_Moment(f, place) for f, _, place in placed if isinstance(f, TimestampFeature)]
+        self._numbers = _Numbers([entry for entry in placed if not isinstance(entry[0], CategoricalFeature)])
         texts = [_Text(f, fit, place, hash_key) for f, fit, place in placed if isinstance(f, CategoricalFeature)]
-        self._one_hot = [text for text in texts if text.feature.encoding == "one_hot"]
-        self._embedded = [text for text in texts if text.feature.encoding == "embedding"]
-        self._no_ids = np.zeros((1, len(embedded(preprocessing.features))), np.int32)
+        # The embedded ones last, in the order of their ids.
+        self._texts = sorted(texts, key=lambda text: text.is_embedded)
+        self._texts_of = _getter([text.feature.name for text in self._texts])
+        self._num_one_hot = sum(not text.is_embedded for text in texts)
+        # Written anew for each row: making arrays costs more than filling them.
+        self._dense_bytes = bytearray(4 * num_dense(preprocessing.features))
+        self._ids_bytes = bytearray(4 * len(embedded(preprocessing.features)))
+        self._flat = np.frombuffer(self._dense_bytes, np.float32)
+        self._dense = self._flat.reshape(1, -1)
+        self._ids = np.frombuffer(self._ids_bytes, np.int32).reshape(1, -1)
+        self._pack_numbers = struct.Struct(_layout(self._numbers.places, len(self._flat))).pack_into
+        self._pack_ids = struct.Struct(f"={len(texts) - self._num_one_hot}i").pack_into
 
     def __call__(self, row: Row) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Dense (1, num_dense) float32 and ids (1, num_embedded) int32 of one row.
+        """Dense (1, num_dense) float32 and ids (1, num_embedded) int32 of one row, until the next call.
 
         Raises:
             DataError: the row lacks a column, or holds something that is not a value of its feature.
         """
-        ids = self._no_ids
         try:
-            dense = self._numbers.inputs(row)
-            for moment in self._moments:
-                moment.write(row, dense[0])
-            for text in self._one_hot:
-                dense[0, text.place + text.id_in(row)] = 1.0
-            if self._embedded:
-                ids = np.array([[text.id_in(row) for text in self._embedded]], np.int32)
+            values, missing = self._numbers.inputs(row)
+            found = self._found(self._texts_of(row)) if self._texts else ()
         except KeyError as error:
             raise DataError(f"the row has no column {error.args[0]!r}, which the preprocessing needs") from None
-        return dense, ids
+        flat, num_one_hot = self._flat, self._num_one_hot
+        self._pack_numbers(self._dense_bytes, 0, *values)
+        if found:
+            for place in found[:num_one_hot]:
+                flat[place] = _ONE
+            self._pack_ids(self._ids_bytes, 0, *found[num_one_hot:])
+        for feature, place in missing:
+            flat[place : place + feature.dense_width] = 0.0
+            if feature.missing == "flag":
+                flat[place + feature.dense_width - 1] = _ONE
+        return self._dense, self._ids
+
+    def _found(self, cells: tuple[Any, ...]) -> Sequence[int]:
+        try:
+            return [index[cell] for index, cell in zip(self._texts, cells)]  # noqa: B905 - strict costs a third more
+        except TypeError:
+            # What cannot be looked up is no text; this says which.
+            return [index.found(cell) for index, cell in zip(self._texts, cells, strict=True)]
 
 
 class _Numbers:
-    """The numeric and boolean features: each value is clipped, bent where its scaling is not linear, and scaled."""
+    """The features whose values are numbers, in groups of those that are computed alike. Not with numpy: for a row of
+    tens of numbers its calls cost more than the arithmetic.
+    """
 
-    def __init__(self, placed: list[tuple[Feature, Fitted, int]], width: int) -> None:
-        entries = [(f, fit, place) for f, fit, place in placed if isinstance(f, NumericFeature | BooleanFeature)]
+    def __init__(self, placed: list[Placed]) -> None:
+        entries = sorted(placed, key=lambda entry: _group(entry[0]))
         self._features = [(feature, place) for feature, _, place in entries]
-        self._values_of = _getter([feature.name for feature, _, _ in entries])
-        self._truths_of = _getter([feature.name for feature, _, _ in entries if isinstance(feature, BooleanFeature)])
-        bends = [_bend(feature, fitted) for feature, fitted, _ in entries]
-        self._bends = [(number, bend) for number, bend in enumerate(bends) if bend is not None]
-        self._scalings = [_scaling(feature, fitted) for feature, fitted, _ in entries]
-        # Laid out as the dense row is, zeros between the values.
-        self._layout = struct.Struct(_layout([place for _, _, place in entries], width))
-        self._shape = (1, width)
+        self._values_of = _getter([feature.name for feature, _ in self._features])
+        groups = [_group(feature) for feature, _ in self._features]
+        self._num_booleans = groups.count(0)
+        self._first_log, self._first_quantile, self._first_moment = (sum(g < k for g in groups) for k in (2, 3, 4))
+        linear, logs, quantiles = self._first_log, self._first_quantile, self._first_moment
+        self._linear = [_scaling(feature, fitted) for feature, fitted, _ in entries[:linear]]
+        self._logs = [_log_scaling(feature, fitted) for feature, fitted, _ in entries[linear:logs]]
+        self._quantiles = [_pieces(feature, fitted) for feature, fitted, _ in entries[logs:quantiles]]
+        sizes = [_NUM_CYCLIC if isinstance(feature, TimestampFeature) else 1 for feature, _ in self._features]
+        computed = [place + i for (_, place), size in zip(self._features, sizes, strict=True) for i in range(size)]
+        self.places = sorted(computed)
+        self._in_place = _in_order(sorted(range(len(computed)), key=computed.__getitem__))
 
-    def inputs(self, row: Row) -> NDArray[np.float32]:
-        """(1, num_dense), zero where other features have their place."""
-        cells = self._values_of(row)
+    def inputs(self, row: Row) -> tuple[Sequence[float], list[tuple[Feature, int]]]:
+        """Inputs in the order of `places`, and the features that are missing, for which they mean nothing."""
+        cells: Sequence[Any] = self._values_of(row)
         try:
-            # NaN or infinite if one value is; a TypeError if one is no number.
-            if math.isfinite(sum(cells)) and _TRUTH_VALUES.issuperset(self._truths_of(row)):
-                return self._scaled(cells)
-        except (TypeError, OverflowError):
-            pass
-        return self._unusual(cells)
+            return self._computed(cells), []
+        except (_UnusualError, TypeError, OverflowError):
+            # Something is missing, or is to be refused.
+            plain, missing = self._checked(cells)
+            return self._computed(plain), missing
 
-    def _scaled(self, cells: Sequence[Any]) -> NDArray[np.float32]:
-        if self._bends:
-            cells = list(cells)
-            for number, bend in self._bends:
-                cells[number] = bend(cells[number])
-        # Not numpy: for a row of tens of numbers its calls cost more than the arithmetic.
+    def _computed(self, cells: Sequence[Any]) -> Sequence[float]:
+        """The inputs of cells that are all finite numbers, and an error if one is not."""
+        if self._num_booleans and not _TRUTH_VALUES.issuperset(cells[: self._num_booleans]):
+            raise _UnusualError
+        logs, quantiles, moments = self._first_log, self._first_quantile, self._first_moment
         values = [
-            (x if low <= x <= high else min(max(x, low), high)) * gain - offset
-            for x, (low, high, gain, offset) in zip(cells, self._scalings, strict=True)
+            (x if low <= x <= high else _end(x, low, high)) * gain - offset
+            for x, (low, high, gain, offset) in zip(cells, self._linear)  # noqa: B905 - ends with the shorter
         ]
-        return np.ndarray(self._shape, np.float32, bytearray(self._layout.pack(*values)))
+        if self._logs:
+            values += [
+                log1p((x if low <= x <= high else _end(x, low, high)) - low) * gain - offset
+                for x, (low, high, gain, offset) in zip(cells[logs:], self._logs)  # noqa: B905
+            ]
+        if self._quantiles:
+            values += [
+                below[(part := int(place := ((x if low <= x <= high else _end(x, low, high)) - low) * gain))]
+                + (place - part) * rises[part]
+                for x, (low, high, gain, below, rises) in zip(cells[quantiles:], self._quantiles)  # noqa: B905
+            ]
+        for second in cells[moments:]:
+            values += _cyclic(second)
+        return values if self._in_place is None else self._in_place(values)
 
-    def _unusual(self, cells: tuple[Any, ...]) -> NDArray[np.float32]:
-        """The same for a row in which something is missing, or is to be refused."""
-        found = [_number(feature, cell) for (feature, _), cell in zip(self._features, cells, strict=True)]
-        dense = self._scaled([value or 0.0 for value in found])
-        for value, (feature, place) in zip(found, self._features, strict=True):
+    def _checked(self, cells: Sequence[Any]) -> tuple[list[float], list[tuple[Feature, int]]]:
+        """The numbers, with 0 where they are missing, and the features of those.
+
+        Raises:
+            DataError: a cell is not a value of its feature.
+        """
+        values, missing = list(cells), []
+        # A float that is finite needs no second look, unless it should be a boolean.
+        odd = [number for number, cell in enumerate(cells) if type(cell) is not float or not isfinite(cell)]
+        for number in {*range(self._num_booleans), *odd}:
+            entry = self._features[number]
+            value = _number(entry[0], cells[number])
+            values[number] = value or 0.0
             if value is None:
-                dense[0, place] = 0.0
-                if feature.missing == "flag":
-                    dense[0, place + 1] = 1.0
-        return dense
+                missing.append(entry)
+        return values, missing
 
 
-class _Moment:
-    """One timestamp and its place in the dense row."""
-
-    def __init__(self, feature: TimestampFeature, place: int) -> None:
-        self._feature, self._place = feature, place
-
-    def write(self, row: Row, dense: NDArray[np.float32]) -> None:
-        cell = row[self._feature.name]
-        second = cell if type(cell) is float and math.isfinite(cell) else _number(self._feature, cell)
-        if second is not None:
-            dense[self._place : self._place + _NUM_CYCLIC] = _cyclic(second)
-        elif self._feature.missing == "flag":
-            dense[self._place + _NUM_CYCLIC] = 1.0
-
-
-class _Text:
-    """One categorical feature and its place in the dense row."""
+class _Text(dict[str | None, int]):
+    """One categorical feature: of each text its id or, one-hot, the place of the 1. What is not in it is looked at by
+    itself: texts that are hashed or not known, and what is no text.
+    """
 
     def __init__(self, feature: CategoricalFeature, fitted: Fitted, place: int, hash_key: bytes | None) -> None:
-        self.feature, self.place = feature, place
-        self._name = feature.name
+        self.feature, self.is_embedded = feature, feature.encoding == "embedding"
+        self._first = 0 if self.is_embedded else place
         self._id_of = id_of_text(feature, fitted, hash_key)
+        super().__init__({entry: self._first + self._id_of(entry) for entry in feature.vocabulary})
+        if feature.missing != "refuse":
+            self[None] = self._first + MISSING_ID
 
-    def id_in(self, row: Row) -> int:
-        value = row[self._name]
-        if type(value) is str:
-            return self._id_of(value)
-        if value is not None:
-            raise DataError(f"column {self._name!r}: {value!r} is not a text")
+    def found(self, cell: Any) -> int:
+        """What stands for any cell.
+
+        Raises:
+            DataError: it is not a value of the feature.
+        """
+        if isinstance(cell, str):
+            return self._first + self._id_of(cell)
+        if cell is not None:
+            raise DataError(f"column {self.feature.name!r}: {cell!r} is not a text")
         if self.feature.missing == "refuse":
-            raise _missing(self._name)
-        return MISSING_ID
+            raise _missing(self.feature.name)
+        return self._first + MISSING_ID
+
+    __missing__ = found
 
 
-def _placed(preprocessing: FittedPreprocessing) -> list[tuple[Feature, Fitted, int]]:
+def _group(feature: Feature) -> int:
+    """0 boolean, 1 scaled linearly, 2 logarithmic, 3 by quantiles, 4 a moment."""
+    match feature:
+        case BooleanFeature():
+            return 0
+        case NumericFeature():
+            return {"standard": 1, "log": 2, "quantile": 3}[feature.scaling]
+    return 4
+
+
+def _placed(preprocessing: FittedPreprocessing) -> list[Placed]:
     """Each feature with what was fitted and where its inputs begin in the dense row."""
     place, entries = 0, []
     for feature, fitted in zip(preprocessing.features, preprocessing.fitted, strict=True):
@@ -189,47 +245,45 @@ def _layout(places: list[int], width: int) -> str:
     return "".join(words)
 
 
-def _bend(feature: Feature, fitted: Fitted) -> Callable[[float], float] | None:
-    """What comes before the linear scaling: a logarithm, or the share of values below."""
-    if not isinstance(feature, NumericFeature) or feature.scaling == "standard":
-        return None
-    low, high = feature.low, feature.high
-
-    def log(value: float) -> float:
-        return math.log1p((low if value < low else min(value, high)) - low)
-
-    last, bins_by_width = feature.bins - 1, feature.bins / (high - low)
-    below = fitted.shares
-    rises = [after - before for before, after in itertools.pairwise(below)]
-
-    def share_below(value: float) -> float:
-        place = ((low if value < low else min(value, high)) - low) * bins_by_width
-        number = min(int(place), last)
-        return below[number] + (place - number) * rises[number]
-
-    return log if feature.scaling == "log" else share_below
-
-
 def _scaling(feature: Feature, fitted: Fitted) -> tuple[float, float, float, float]:
-    """Low, high, gain and offset: an input is the bent value, clipped, * gain - offset."""
-    if not isinstance(feature, NumericFeature):
+    """Low, high, gain and offset: an input is the value, clipped, * gain - offset."""
+    if not isinstance(feature, NumericFeature) or fitted.scale is None:
         return 0.0, 1.0, 2.0, 1.0
-    if fitted.scale is None:
-        return 0.0, 1.0, 1.0 / UNIFORM_DEVIATION, 0.5 / UNIFORM_DEVIATION
-    width, scale = feature.high - feature.low, fitted.scale
-    if feature.scaling == "log":
-        reach = math.log1p(width)
-        return 0.0, reach, 1.0 / (reach * scale.deviation), scale.mean / scale.deviation
-    gain = 1.0 / (width * scale.deviation)
+    gain = 1.0 / ((feature.high - feature.low) * fitted.scale.deviation)
     # `low` goes into the offset: what that rounds is less than the last bit of a value near it.
-    return feature.low, feature.high, gain, feature.low * gain + scale.mean / scale.deviation
+    return feature.low, feature.high, gain, feature.low * gain + fitted.scale.mean / fitted.scale.deviation
+
+
+def _log_scaling(feature: Feature, fitted: Fitted) -> tuple[float, float, float, float]:
+    """The same of the logarithm of what a value, clipped, is above low."""
+    if not isinstance(feature, NumericFeature) or fitted.scale is None:
+        raise TypeError(f"feature {feature.name!r} has no logarithmic scale")
+    gain = 1.0 / (log1p(feature.high - feature.low) * fitted.scale.deviation)
+    return feature.low, feature.high, gain, fitted.scale.mean / fitted.scale.deviation
+
+
+def _pieces(feature: Feature, fitted: Fitted) -> tuple[float, float, float, tuple[float, ...], tuple[float, ...]]:
+    """Low, high, bins a unit; what the input is at the beginning of each bin and how much it rises in it."""
+    if not isinstance(feature, NumericFeature):
+        raise TypeError(f"feature {feature.name!r} has no quantiles")
+    below = tuple((share - 0.5) / UNIFORM_DEVIATION for share in fitted.shares)
+    # The end of the domain is a bin of its own.
+    rises = (*(after - before for before, after in itertools.pairwise(below)), 0.0)
+    return feature.low, feature.high, feature.bins / (feature.high - feature.low), below, rises
+
+
+def _in_order(order: list[int]) -> Callable[[Sequence[float]], Sequence[float]] | None:
+    """The function that puts a sequence in this order; None where it has it."""
+    return None if order == sorted(order) else itemgetter(*order)
 
 
 def _getter(names: list[str]) -> Callable[[Row], tuple[Any, ...]]:
     """The function from a row to the values of these columns."""
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda row: tuple(row[name] for name in names)
+    if not names:
+        return lambda _row: ()
+    if len(names) == 1:
+        return lambda row: (row[names[0]],)
+    return itemgetter(*names)
 
 
 def _number(feature: Feature, cell: Any) -> float | None:
@@ -267,8 +321,17 @@ def _missing(name: str) -> DataError:
     return DataError(f"column {name!r} is missing, and the agreement says missing = 'refuse'")
 
 
+def _end(value: float, low: float, high: float) -> float:
+    """The end of the domain that a value outside it is moved to."""
+    if not isfinite(value):
+        raise _UnusualError
+    return low if value < low else high
+
+
 def _cyclic(seconds: float) -> tuple[float, float, float, float]:
     """Sine and cosine of the hour of day and of the day of the week."""
+    if not isfinite(seconds):
+        raise _UnusualError
     day, second = divmod(seconds, DAY)
     hour = _TURN * second / DAY
     weekday = _TURN * ((day + DAYS_SINCE_MONDAY) % 7.0) / 7.0

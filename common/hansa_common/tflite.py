@@ -3,7 +3,8 @@
 - A file is one of ours where it takes dense (rows, num_dense) float32 and ids (rows, num_embedded) int32, those of the
   two that it has, any number of rows, and gives (rows, 1) float32. Everything else is refused.
 - A row's logit does not depend on the rows beside it: rows go through in blocks of one size, the last one filled up.
-- Threads may share a network; their calls wait for each other. One call computes on one thread.
+- Threads may share a network for `logits`, where their calls wait for each other; `logit` is for one at a time. One
+  call computes on one thread.
 
 The file's bytes are read by native code. Who does not trust them gives them to a process that has nothing to lose
 (the merchant's candidate.py).
@@ -47,18 +48,17 @@ class TfliteNetwork:
         self._set, self._invoke, self._get = one_row.set_tensor, one_row.invoke, one_row.get_tensor
 
     def logit(self, dense: NDArray[np.float32], ids: NDArray[np.int32]) -> float:
-        """The logit of one row: dense (1, num_dense), ids (1, num_embedded).
+        """The logit of one row: dense (1, num_dense), ids (1, num_embedded); for one thread at a time.
 
         Raises:
             BundleError: it is not finite.
         """
-        with self._lock:
-            if self._dense is not None:
-                self._set(self._dense, dense)
-            if self._ids is not None:
-                self._set(self._ids, ids)
-            self._invoke()
-            logit = float(self._get(self._output)[0, 0])
+        if self._dense is not None:
+            self._set(self._dense, dense)
+        if self._ids is not None:
+            self._set(self._ids, ids)
+        self._invoke()
+        logit: float = self._get(self._output).item()
         if not math.isfinite(logit):
             raise BundleError(f"{self._name} gives a logit that is not finite")
         return logit
