@@ -29,6 +29,7 @@ def test_what_was_said_before_a_failure_is_shown(capfd):
     assert capfd.readouterr().err == "no such library\n"
 
 
+@pytest.mark.system
 def test_backend_loads_without_a_word():
     program = "from hansa_client.training_loop import describe_device; print(describe_device()[0])"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
