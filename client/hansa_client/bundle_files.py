@@ -18,13 +18,19 @@ from typing import Annotated, Final
 from pydantic import Field, ValidationError
 
 from hansa_common import durable_files
-from hansa_common.bundle import Bundle, check_public_key, claimed_signer, is_public_key, open_bundle
+from hansa_common.bundle import (
+    TRUSTED_KEY_NAME,
+    Bundle,
+    check_public_key,
+    claimed_signer,
+    is_public_key,
+    open_bundle,
+)
 from hansa_common.errors import BundleError, UsageError
 from hansa_common.messages import Digest
 from hansa_common.schema import Section
 
 THRESHOLD_NAME: Final = "threshold.json"
-TRUSTED_KEY_NAME: Final = "coordinator.pub"
 MAX_BUNDLE_BYTES: Final = 2**31
 _MAX_FILES: Final = 100
 

@@ -49,7 +49,8 @@ class JaxProgram:
         numbers = np.array([rows.num_rows, steps.first, steps.number], np.int32)
         inputs = (jnp.array(rows.inputs.dense), jnp.array(rows.inputs.ids), jnp.array(rows.labels))
         before = np.float32(steps.loss_sum)
-        self._state, loss_sum = self._run(state, start.weights, start.correction, inputs, numbers, before)
+        vectors = (start.weights, start.correction, start.mask)
+        self._state, loss_sum = self._run(state, vectors, inputs, numbers, before)
         return float(loss_sum)
 
     def weights(self) -> Vector:
@@ -69,10 +70,10 @@ class JaxProgram:
         return self._cut(jnp.array(start.weights)), others, slots
 
     def _steps(
-        self, state: _State, start: Any, correction: Any, inputs: tuple[Any, Any, Any], numbers: Any, before: Any
+        self, state: _State, vectors: tuple[Any, Any, Any], inputs: tuple[Any, Any, Any], numbers: Any, before: Any
     ) -> tuple[_State, Any]:
         num_rows, first, number = numbers[0], numbers[1], numbers[2]
-        anchor, corrections = self._cut(start), self._cut(correction)
+        anchor, corrections, masks = (self._cut(vector) for vector in vectors)
         batch_size = self._settings.plan.batch_size
 
         def step(i: Any, carried: tuple[_State, Any]) -> tuple[_State, Any]:
@@ -81,14 +82,21 @@ class JaxProgram:
             dense, ids, labels = (lax.dynamic_slice_in_dim(part, begin, batch_size) for part in inputs)
             is_real = (begin + jnp.arange(batch_size) < num_rows).astype(jnp.float32)
             batch = model_inputs(self._settings.spec, dense, ids)
-            after, loss = self._step(now, batch, labels, is_real, anchor, corrections)
+            after, loss = self._step(now, batch, labels, is_real, anchor, corrections, masks)
             return after, loss_sum + loss * is_real.sum()
 
         done: tuple[_State, Any] = lax.fori_loop(first, first + number, step, (state, before))
         return done
 
     def _step(
-        self, state: _State, batch: list[Any], labels: Any, is_real: Any, anchor: list[Any], corrections: list[Any]
+        self,
+        state: _State,
+        batch: list[Any],
+        labels: Any,
+        is_real: Any,
+        anchor: list[Any],
+        corrections: list[Any],
+        masks: list[Any],
     ) -> tuple[_State, Any]:
         weights, others, slots = state
         settings = self._settings
@@ -106,7 +114,8 @@ class JaxProgram:
             away = [w - a for w, a in zip(weights, anchor, strict=True)]
             corrected = [g + settings.proximal_mu * d for g, d in zip(corrected, away, strict=True)]
         new_weights, new_slots = self._optimizer.stateless_apply(slots, corrected, weights)
-        return (new_weights, new_others, new_slots), loss
+        held = [w * m for w, m in zip(new_weights, masks, strict=True)]
+        return (held, new_others, new_slots), loss
 
     def _scores(self, weights: Any, dense: Any, ids: Any) -> Any:
         others = [variable.value for variable in self._model.non_trainable_variables]

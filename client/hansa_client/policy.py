@@ -11,7 +11,7 @@ from functools import cached_property
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
-from hansa_common.messages import EVERYONE, IntroduceOrder, Order, RoundOrder
+from hansa_common.messages import EVERYONE, CandidateOrder, IntroduceOrder, Order, RangesOrder, RoundOrder
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Policy:
 
         another agreement's fingerprint -> AgreementMismatchError | to another merchant -> PolicyError
         to everyone -> only an introduction | a plan or a cohort outside the agreement -> PolicyError
+        about a small model that the agreement does not ask for -> PolicyError
+        another stage than training where the agreement does not prune, masks where nothing is pruned -> PolicyError
 
         Raises:
             AgreementMismatchError: the order's fingerprint is not that of the approved agreement.
@@ -38,6 +40,8 @@ class Policy:
         everyone = order.recipient == EVERYONE and isinstance(order, IntroduceOrder)
         if order.recipient != self.merchant and not everyone:
             raise PolicyError(f"the order is for {order.recipient!r}, this merchant is {self.merchant!r}")
+        if isinstance(order, RangesOrder | CandidateOrder) and self.agreement.compression.format == "none":
+            raise PolicyError(f"the order is a {order.KIND!r}, the agreement ships the model as trained")
         if isinstance(order, RoundOrder):
             self._verify_round(order)
 
@@ -47,6 +51,10 @@ class Policy:
         return self.agreement.fingerprint
 
     def _verify_round(self, order: RoundOrder) -> None:
+        if order.stage != "train" and not self.agreement.compression.sparsity:
+            raise PolicyError(f"the order is of stage {order.stage!r}, the agreement's compression.sparsity is 0")
+        if order.stage != "prune" and len(order.masks) > 0:
+            raise PolicyError(f"the order brings masks in stage {order.stage!r}, only stage 'prune' has them")
         num_plans = len(self.agreement.training.plans)
         if order.plan >= num_plans:
             raise PolicyError(f"the order asks for plan {order.plan}, the agreement has {num_plans}")

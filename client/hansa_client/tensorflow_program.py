@@ -42,6 +42,7 @@ class TensorFlowProgram:
         weights, loss_sum = self._run(
             tf.constant(start.weights),
             tf.constant(start.correction),
+            tf.constant(start.mask),
             [tf.constant(start.dropout_state(place)) for place in range(len(self._seeds))],
             [tf.constant(part) for part in (rows.inputs.dense, rows.inputs.ids, rows.labels)],
             tf.constant(numbers),
@@ -58,11 +59,11 @@ class TensorFlowProgram:
         return np.asarray(scored.numpy(), np.float32)
 
     def _steps(
-        self, start: Any, correction: Any, seeds: list[Any], rows: list[Any], numbers: Any, before: Any
+        self, start: Any, correction: Any, mask: Any, seeds: list[Any], rows: list[Any], numbers: Any, before: Any
     ) -> tuple[Any, Any]:
         num_rows, first, number, is_first = numbers[0], numbers[1], numbers[2], numbers[3] > 0
         dense, ids, labels = rows
-        anchor, corrections = self._cut(start), self._cut(correction)
+        anchor, corrections, masks = self._cut(start), self._cut(correction), self._cut(mask)
         self._begin(anchor, seeds, is_first)
         batch_size = self._settings.plan.batch_size
 
@@ -71,14 +72,20 @@ class TensorFlowProgram:
             batch = [tf.slice(part, [begin, 0], [batch_size, part.shape[1]]) for part in (dense, ids)]
             batch_labels = tf.slice(labels, [begin], [batch_size])
             is_real = tf.cast(begin + tf.range(batch_size) < num_rows, tf.float32)
-            loss, count = self._step(batch, batch_labels, is_real, anchor, corrections)
+            loss, count = self._step(batch, batch_labels, is_real, anchor, corrections, masks)
             return i + 1, loss_sum + loss * count
 
         _, loss_sum = tf.while_loop(lambda i, _: i < first + number, step, (first, before))
         return tf.concat([tf.reshape(v.value, [-1]) for v in self._variables], axis=0), loss_sum
 
     def _step(
-        self, batch: list[Any], labels: Any, is_real: Any, anchor: list[Any], corrections: list[Any]
+        self,
+        batch: list[Any],
+        labels: Any,
+        is_real: Any,
+        anchor: list[Any],
+        corrections: list[Any],
+        masks: list[Any],
     ) -> tuple[Any, Any]:
         settings, count = self._settings, tf.reduce_sum(is_real)
         with tf.GradientTape() as tape:
@@ -94,6 +101,8 @@ class TensorFlowProgram:
             away = [v - a for v, a in zip(variables, anchor, strict=True)]
             corrected = [g + settings.proximal_mu * d for g, d in zip(corrected, away, strict=True)]
         self._optimizer.apply(corrected, self._variables)
+        for variable, mask in zip(self._variables, masks, strict=True):
+            variable.assign(variable.value * mask)
         return loss, count
 
     def _scores(self, weights: Any, dense: Any, ids: Any) -> Any:

@@ -25,20 +25,25 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from hansa_client.data import MerchantTable
+from hansa_client.judging import compared, range_histograms
 from hansa_client.policy import Policy
 from hansa_client.splits import Rows
 from hansa_client.training_loop import LocalTraining, TrainingOutcome, describe_device
-from hansa_client.variates import Variate, VariateStore, control_delta
+from hansa_client.variates import Variate, VariateStore, control_delta, name_in_stage
 from hansa_common import __version__, durable_files, statistics
 from hansa_common.agreement import Agreement, Plan
 from hansa_common.errors import HansaError, MerchantError, MessageError, PolicyError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
+    CandidateOrder,
+    CandidateReply,
     EvaluateOrder,
     EvaluateReply,
     IntroduceOrder,
     Introduction,
     Order,
+    RangesOrder,
+    RangesReply,
     Record,
     Refusal,
     RoundOrder,
@@ -59,6 +64,7 @@ from hansa_common.metrics import (
     withhold,
 )
 from hansa_common.model import ModelSpec
+from hansa_common.pruning import permitted_mask
 from hansa_common.randomness import derived_seed, generator
 from hansa_common.vectors import Vector, num_params
 
@@ -202,6 +208,10 @@ class MerchantTrainer:
                 return self._statistics(order_hash)
             case EvaluateOrder():
                 return self._evaluation(order, order_hash)
+            case RangesOrder():
+                return self._ranges(order, order_hash)
+            case CandidateOrder():
+                return self._judgement(order, order_hash)
         raise MessageError(f"{order.KIND} is not an order that a merchant knows")
 
     def _introduction(self, order_hash: str) -> Introduction:
@@ -218,17 +228,39 @@ class MerchantTrainer:
             merchant=self._merchant, order_hash=order_hash, statistics=vector, num_train_rows=len(rows)
         )
 
+    def _ranges(self, order: RangesOrder, order_hash: str) -> RangesReply:
+        weights = self._checked("weights", order.weights)
+        self._prepare(order.preprocessing)
+        floor = self._agreement.privacy.min_count
+        counted = range_histograms(self._programs.spec, weights, self._inputs["train"], floor)
+        return RangesReply(merchant=self._merchant, order_hash=order_hash, histograms=counted)
+
+    def _judgement(self, order: CandidateOrder, order_hash: str) -> CandidateReply:
+        weights = self._checked("weights", order.weights)
+        self._prepare(order.preprocessing)
+        inputs, labels = self._inputs[order.split], self.table.labels[getattr(self.table, order.split)]
+        found = compared(self._programs.scoring().logits(weights, inputs), order.network, inputs, labels)
+        return CandidateReply(
+            merchant=self._merchant,
+            order_hash=order_hash,
+            histogram=self._released(found.original),
+            candidate=self._released(found.candidate),
+            acceptable=found.pr_auc_loss <= self._agreement.compression.max_merchant_pr_auc_loss,
+        )
+
     def _round(self, order: RoundOrder, order_hash: str, should_stop: Callable[[], bool]) -> bytes:
         weights = self._checked("weights", order.weights)
         scaffold = self._agreement.training.plans[order.plan].algorithm == "scaffold"
         control = self._checked("control", order.control) if scaffold else _NO_CONTROL
         if not scaffold and len(order.control) > 0:
             raise PolicyError(f"the order brings a control variate, plan {order.plan} has none")
+        agreed, pruned = self._agreement.compression.sparsity, order.stage == "prune"
+        mask = permitted_mask(self._programs.spec, order.masks, weights, agreed) if pruned else None
         self._prepare(order.preprocessing)
         training = self._programs.training(order.plan)
         validation = self._histogram(weights, "validation")
         variate = self._variate(order) if scaffold else _NO_CONTROL
-        outcome = self._train(training, order, weights, control - variate if scaffold else None, should_stop)
+        outcome = self._train(training, order, weights, control - variate if scaffold else None, mask, should_stop)
         update = outcome.weights - weights
         delta = self._control_delta(order, control, update, outcome.num_steps) if scaffold else _NO_CONTROL
         reply = encode(
@@ -245,7 +277,7 @@ class MerchantTrainer:
         )
         if scaffold:
             proposal = Variate(order.round, message_hash(weights.tobytes()), message_hash(reply), variate + delta)
-            self._state.propose(order.run_id, order.plan, proposal)
+            self._state.propose(name_in_stage(order.run_id, order.stage), order.plan, proposal)
         return reply
 
     def _train(
@@ -254,6 +286,7 @@ class MerchantTrainer:
         order: RoundOrder,
         weights: Vector,
         correction: Vector | None,
+        mask: Vector | None,
         should_stop: Callable[[], bool],
     ) -> TrainingOutcome:
         purpose = (self._merchant, order.plan, order.round)
@@ -266,12 +299,13 @@ class MerchantTrainer:
             self.table.labels[self.table.train],
             np.stack([shuffle.permutation(num_rows) for _ in range(num_epochs)]),
             correction=correction,
+            mask=mask,
             dropout_seed=derived_seed(self._agreement.seed, "dropout", *purpose),
             should_stop=should_stop,
         )
 
     def _variate(self, order: RoundOrder) -> Vector:
-        committed = self._state.begin(order.run_id, order.plan, order.included)
+        committed = self._state.begin(name_in_stage(order.run_id, order.stage), order.plan, order.included)
         if committed is None:
             return np.zeros_like(order.weights)
         return self._checked("stored variate", committed)

@@ -60,7 +60,7 @@ class LocalTraining:
         self._dense = np.zeros((num_padded, spec.num_dense), np.float32)
         self._ids = np.zeros((num_padded, len(spec.embeddings)), np.int32)
         self._labels = np.zeros(num_padded, np.float32)
-        self._no_correction = np.zeros(0, np.float32)
+        self._no_correction = self._no_mask = np.zeros(0, np.float32)
         self._chunk_steps = 1
         self._is_compiled = False
 
@@ -74,15 +74,19 @@ class LocalTraining:
         correction: Vector | None,
         dropout_seed: int,
         should_stop: Callable[[], bool],
+        mask: Vector | None = None,
     ) -> TrainingOutcome:
         """Train from weights (num_params,) float32, one epoch for each order of the rows in epochs (epochs, rows).
 
         `correction` (num_params,) is added to every gradient. A last batch that is not full counts its own rows only.
+        `mask` (num_params,) of ones and zeros holds weights at zero after every step, whatever the optimizer remembers.
 
         Raises:
             DeadlineError: should_stop said so between two chunks.
         """
-        start = LocalStart(weights, self._zeros_like(weights) if correction is None else correction, dropout_seed)
+        self._make_neutral(weights.size)
+        correction = self._no_correction if correction is None else correction
+        start = LocalStart(weights, correction, self._no_mask if mask is None else mask, dropout_seed)
         num_rows = len(inputs)
         num_steps = math.ceil(num_rows / self._batch_size)
         loss_sum, is_first = 0.0, True
@@ -135,10 +139,10 @@ class LocalTraining:
             buffer[num_rows:end_of_batch] = 0
         return PaddedRows(Inputs(self._dense, self._ids), self._labels, num_rows)
 
-    def _zeros_like(self, weights: Vector) -> Vector:
-        if self._no_correction.shape != weights.shape:
-            self._no_correction = np.zeros_like(weights)
-        return self._no_correction
+    def _make_neutral(self, size: int) -> None:
+        """A correction and a mask that change nothing, made once."""
+        if self._no_correction.size != size:
+            self._no_correction, self._no_mask = np.zeros(size, np.float32), np.ones(size, np.float32)
 
 
 def describe_device() -> tuple[str, str]:

@@ -5,9 +5,10 @@ them (class weight, then the sum over the number of rows), plus the kernels' pen
 
     g + correction [SCAFFOLD: c - c_i] + proximal_mu * (w - incoming w) [FedProx],
 
-and goes to an ordinary Keras optimizer. Gradients of embedding tables are dense: every row of a table takes part in
-every optimizer step, so that Adam's moments decay for ids that a batch does not hold. (Keras itself updates such rows
-lazily; for SGD the two are equal, for Adam they are not.)
+and goes to an ordinary Keras optimizer. After the optimizer's step every weight is multiplied by its mask: by one,
+which changes no bit, or by zero where it is pruned. Gradients of embedding tables are dense: every row of a table takes
+part in every optimizer step, so that Adam's moments decay for ids that a batch does not hold. (Keras itself updates
+such rows lazily; for SGD the two are equal, for Adam they are not.)
 
 Which rows are in which batch is training_loop.py's; tensorflow_program.py and jax_program.py compile.
 """
@@ -57,10 +58,11 @@ class Steps:
 
 @dataclass(frozen=True)
 class LocalStart:
-    """What local training starts from: weights and correction (num_params,), and the seed of dropout."""
+    """What local training starts from: weights, correction and mask (num_params,), and the seed of dropout."""
 
     weights: Vector
     correction: Vector
+    mask: Vector
     dropout_seed: int
 
     def dropout_state(self, place: int) -> NDArray[np.uint32]:

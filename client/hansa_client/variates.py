@@ -26,11 +26,22 @@ import numpy as np
 
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError
+from hansa_common.messages import Stage
 from hansa_common.vectors import Vector
 
-# The last few, because two runs of one agreement may overlap while the coordinator restarts.
-NUM_RUNS_KEPT: Final = 4
+# The last few, because two runs of one agreement may overlap while the coordinator restarts; each has three stages.
+NUM_RUNS_KEPT: Final = 12
 NONE_INCLUDED: Final = ""
+
+
+def name_in_stage(run: str, stage: Stage) -> str:
+    r"""The run as this store is to know it in a stage, so that each stage begins without a variate.
+
+    >>> name_in_stage("r", "train"), name_in_stage("r", "prune")
+    ('r', 'r\nprune')
+    """
+    # No run that a coordinator can name has a line break in its name.
+    return run if stage == "train" else f"{run}\n{stage}"
 
 
 @dataclass(frozen=True)

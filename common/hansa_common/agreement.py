@@ -185,9 +185,29 @@ class Privacy(Section):
 
 
 class Compression(Section):
-    """How the finished model is made smaller. This version ships it as trained."""
+    """How the finished model is made smaller, and how much worse it may be for that.
 
-    format: Literal["none"] = "none"
+    `none` ships it as trained. `int8` asks the merchants for histograms of activations, whose ends beyond
+    `range_quantile` are cut off, and releases the small model where the federation's validation PR-AUC falls by at most
+    `max_pr_auc_loss`, and no merchant's own by more than `max_merchant_pr_auc_loss`. Before that, `pruning_rounds`
+    more rounds bring `sparsity`, the share of zeros in each hidden kernel, where it is above 0.
+    """
+
+    format: Literal["none", "int8"] = "none"
+    range_quantile: Annotated[float, Field(ge=0.9, lt=1)] = 0.9999
+    max_pr_auc_loss: Annotated[float, Field(ge=0, le=1)] = 0.003
+    max_merchant_pr_auc_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
+    sparsity: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    pruning_rounds: Annotated[int, Field(ge=1, le=100)] = 4
+
+    @model_validator(mode="after")
+    def _sparsity_is_of_a_small_model(self) -> Self:
+        if self.sparsity and self.format == "none":
+            raise ValueError(
+                f"sparsity {self.sparsity:g} is for a small model, and format = 'none' ships the model as trained; "
+                "set format = 'int8', or sparsity = 0"
+            )
+        return self
 
 
 class Agreement(Section):
@@ -229,6 +249,11 @@ class Agreement(Section):
             )
         if self.cohort.size is not None and self.cohort.size < self.cohort.min_merchants:
             raise ValueError(f"cohort.size {self.cohort.size} is below min_merchants {self.cohort.min_merchants}")
+        if self.compression.sparsity and not self.model.hidden:
+            raise ValueError(
+                f"compression.sparsity {self.compression.sparsity:g} prunes hidden layers, and model.hidden has none; "
+                "add a hidden layer, or set sparsity = 0"
+            )
         return self
 
     def canonical_json(self) -> bytes:

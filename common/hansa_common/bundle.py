@@ -47,6 +47,8 @@ FLOAT_NAME: Final = "float.tflite"
 INT8_NAME: Final = "int8.tflite"
 METRICS_NAME: Final = "metrics.json"
 CARD_NAME: Final = "card.md"
+# Beside a bundle, never in it: whom to trust.
+TRUSTED_KEY_NAME: Final = "coordinator.pub"
 FORMAT: Final = "hansa-bundle-1"
 
 _NEEDED: Final = frozenset({FLOAT_NAME, METRICS_NAME, CARD_NAME, *MODEL_NAMES})

@@ -27,6 +27,7 @@ EVERYONE: Final = "*"
 MAGIC: Final = b"HANSA"
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
+MAX_RANGE_ROWS: Final = 20_000
 MAX_HEADER_BYTES: Final = 4 * 2**20
 MAX_COHORT: Final = 10_000
 _PREFIX: Final = struct.Struct("<5sBI")
@@ -52,6 +53,7 @@ def _vector(dtype: str) -> Any:
 
 Floats = Annotated[NDArray[np.float32], *_vector("float32")]
 Integers = Annotated[NDArray[np.int64], *_vector("int64")]
+Bytes = Annotated[NDArray[np.uint8], *_vector("uint8")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # No control characters: names are shown on terminals, and an escape sequence could rewrite what stands there.
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -59,6 +61,7 @@ NumRows = Annotated[int, Field(ge=1, le=2**30)]
 # -0.0 equals 0.0 but is written otherwise: equal records give equal bytes.
 Figure = Annotated[float, AfterValidator(lambda value: value + 0.0)]
 RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
+Stage = Literal["train", "prune", "control"]
 
 
 class Record(BaseModel):
@@ -94,6 +97,10 @@ class RoundOrder(Order):
 
     `control` is SCAFFOLD's server variate, empty for other algorithms. `included` is the reply hash of this
     merchant's last reply that entered an average, or '' if none did: only then is its variate committed.
+
+    After the training, the kept model is trained on twice: in stage `prune` with the weights that `masks` (pruning.py)
+    prunes held at zero, and in stage `control` without masks, so that the one can be compared with the other. Each
+    stage has variates of its own.
     """
 
     KIND: ClassVar[str] = "round"
@@ -104,6 +111,8 @@ class RoundOrder(Order):
     weights: Floats
     control: Floats
     included: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    stage: Stage = "train"
+    masks: Bytes = Field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
 class EvaluateOrder(Order):
@@ -115,6 +124,24 @@ class EvaluateOrder(Order):
     split: Literal["validation", "test"]
     preprocessing: str
     weights: Floats
+
+
+class RangesOrder(Order):
+    """Asks for histograms of what flows through the finished network, from which int8 ranges are taken."""
+
+    KIND: ClassVar[str] = "ranges"
+    preprocessing: str
+    weights: Floats
+
+
+class CandidateOrder(Order):
+    """Judge a smaller network, a TFLite file, beside the weights of the kept model, on one part of the rows."""
+
+    KIND: ClassVar[str] = "candidate"
+    split: Literal["validation", "test"]
+    preprocessing: str
+    weights: Floats
+    network: Bytes
 
 
 class Reply(Record):
@@ -174,6 +201,24 @@ class EvaluateReply(Reply):
     metrics: SharedMetrics | None
 
 
+class RangesReply(Reply):
+    """Histograms of activations (activations.py) over at most the first MAX_RANGE_ROWS training rows."""
+
+    KIND: ClassVar[str] = "ranges-reply"
+    histograms: Integers
+
+
+class CandidateReply(Reply):
+    """Score histograms of the weights and of the candidate on the same rows, all zero where withheld; `acceptable` is
+    False where this merchant's own loss of PR-AUC exceeds what the agreement allows in any one merchant.
+    """
+
+    KIND: ClassVar[str] = "candidate-reply"
+    histogram: Integers
+    candidate: Integers
+    acceptable: bool
+
+
 class Refusal(Reply):
     """The merchant did not do it. The reason stays at the merchant; one code leaves."""
 
@@ -187,6 +232,7 @@ _KINDS: Final[dict[str, type[Record]]] = {
     cls.KIND: cls
     for cls in (
         IntroduceOrder, StatisticsOrder, RoundOrder, EvaluateOrder,
+        RangesOrder, CandidateOrder, RangesReply, CandidateReply,
         Introduction, StatisticsReply, RoundReply, EvaluateReply, Refusal,
     )
 }  # fmt: skip

@@ -120,14 +120,15 @@ def _input_indices(
     interpreter: Interpreter, num_dense: int, num_embedded: int, name: str
 ) -> tuple[int | None, int | None]:
     """Which tensors take dense and ids; None for the one that the network does not have."""
-    wanted = {(_ANY, width): kind for width, kind in ((num_dense, np.float32), (num_embedded, np.int32)) if width}
+    # By kind: a model may have as many dense inputs as embedded ones.
+    wanted = {kind: (_ANY, width) for width, kind in ((num_dense, np.float32), (num_embedded, np.int32)) if width}
     found: dict[Any, int] = {}
     shapes = []
     for part in interpreter.get_input_details():
         shape = tuple(int(size) for size in part["shape_signature"])
         shapes.append(f"{np.dtype(part['dtype'])} {shape}")
         found[part["dtype"]] = part["index"]
-    asked = [f"{np.dtype(kind)} {shape}" for shape, kind in wanted.items()]
+    asked = [f"{np.dtype(kind)} {shape}" for kind, shape in wanted.items()]
     if sorted(shapes) != sorted(asked):
         raise BundleError(f"{name} takes {', '.join(shapes) or 'nothing'}; the model takes {', '.join(asked)}")
     return found.get(np.float32), found.get(np.int32)

@@ -37,4 +37,4 @@ def main(grid: Grid, context: Context) -> None:
                 run_folder.add_round(folder, event.to_json())
 
         result = run_federation(grid, agreement, run_id=uuid.uuid4().hex, on_event=on_event)
-        run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing)
+        run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing, result.small)

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -20,6 +20,7 @@ from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import RunFailedError, TransportError
 from hansa_common.stopping import stopped_by_sigterm
 from hansa_server import run_folder, superlink
+from hansa_server.signing import signing_key
 
 server = typer.Typer(name="server", help="Coordinate a federation.", no_args_is_help=True)
 
@@ -42,6 +43,7 @@ def train(
     agreement: Annotated[Path, typer.Argument(help="The agreement (TOML).")],
     out: Annotated[Path, typer.Option(help="The run's folder; must not exist yet.")],
     server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    state: Annotated[Path, typer.Option(help="Where the coordinator's signing key is kept.")] = Path(".hansa/server"),
     seed: Annotated[int | None, typer.Option(help="Another seed than the agreement's; merchants must agree.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with the results as JSON; progress to stderr.")] = False,
 ) -> None:
@@ -50,7 +52,12 @@ def train(
     if seed is not None:
         agreed = agreed.with_seed(seed)
     with stopped_by_sigterm():
-        _train(agreed, out.absolute(), loopback_address(server), as_json=as_json)
+        metrics = _train(agreed, out.absolute(), loopback_address(server), sys.stderr if as_json else sys.stdout)
+    if run_folder.has_small_model(out):
+        public_key = run_folder.write_bundle(out, signing_key(state.absolute()))
+        typer.echo(f"server: {out / run_folder.BUNDLE} is signed by {public_key}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(metrics))
 
 
 def _start(address: Address, state: Path) -> None:
@@ -61,11 +68,10 @@ def _start(address: Address, state: Path) -> None:
         raise TransportError(f"SuperLink ended with code {code}; its log is {state / superlink.LOG_NAME}")
 
 
-def _train(agreement: Agreement, out: Path, address: Address, *, as_json: bool) -> None:
+def _train(agreement: Agreement, out: Path, address: Address, progress: TextIO) -> dict[str, Any]:
     if not superlink.is_superlink(address):
         raise TransportError(f"no SuperLink answers at {address}; start one with `hansa server start`")
     run_folder.create(out, agreement)
-    progress = sys.stderr if as_json else sys.stdout
     with tempfile.TemporaryDirectory(prefix="hansa-") as workspace:
         control = superlink.Control.prepared(Path(workspace), address)
         run_id = control.start_run(out)
@@ -74,6 +80,4 @@ def _train(agreement: Agreement, out: Path, address: Address, *, as_json: bool) 
         except KeyboardInterrupt:
             control.stop_run(run_id)
             raise RunFailedError(f"run {run_id} was stopped before its end") from None
-    metrics = run_folder.read_outcome(out)
-    if as_json:
-        typer.echo(json.dumps(metrics))
+    return run_folder.read_outcome(out)

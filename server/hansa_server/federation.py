@@ -3,7 +3,8 @@
 introduce -> statistics -> fitted preprocessing and initial weights, the same for every plan
 -> with several plans, trial_rounds of each from the same start; the best by validation goes on
 -> rounds until training.rounds (trials count) or until training.patience models brought nothing better
--> the kept model's figures on the test rows, which nothing before has seen.
+-> the kept model's figures on the test rows, which nothing before has seen
+-> where that was agreed, the kept model made small: pruned (pruning_rounds.py), quantized and judged (finishing.py).
 
 Same agreement, same replies: same bytes, whoever answers first. A run that averaged nothing fails. What is kept
 on disk is run_folder.py's, what a round is rounds.py's, which model is kept selection.py's.
@@ -28,8 +29,10 @@ from hansa_common.vectors import Vector
 from hansa_server.algorithms import initial_state
 from hansa_server.evaluation import Evaluation, evaluate
 from hansa_server.exchange import Clock, Exchange
+from hansa_server.finishing import Finished, Finishing
 from hansa_server.introduction import introduce
 from hansa_server.participants import Merchant, Run
+from hansa_server.pruning_rounds import Pruning
 from hansa_server.replies import Split, check_statistics_reply
 from hansa_server.rounds import PlanState, Round, run_round
 from hansa_server.run_events import (
@@ -42,6 +45,7 @@ from hansa_server.run_events import (
     StoppedEarly,
     areas,
 )
+from hansa_server.run_folder import SmallModel
 from hansa_server.selection import Course, Model, best_course
 
 SYSTEM_CLOCK: Final = Clock()
@@ -61,11 +65,20 @@ class FederationResult:
     test: Metrics | None
     merchants: tuple[Merchant, ...]
     shared: Mapping[str, SharedMetrics]
+    finished: Finished | None = None
 
     @property
     def weights(self) -> Vector:
         """The kept model's weights, (num_params,) float32."""
         return self.model.weights
+
+    @property
+    def small(self) -> SmallModel | None:
+        """The small model's weights and files; None where none was released."""
+        if self.finished is None or self.finished.released is None:
+            return None
+        files = self.finished.released
+        return SmallModel(self.finished.weights, files.float_file, files.int8_file)
 
     def to_json(self) -> dict[str, Any]:
         """The run in the shape of metrics.json."""
@@ -86,6 +99,7 @@ class FederationResult:
             "rounds": [entry.to_json() for entry in self.rounds],
             "federated": {"roc_auc": None, "pr_auc": None} if self.test is None else self.test.to_json(),
             "merchants": {merchant.name: self._merchant_json(merchant) for merchant in self.merchants},
+            **({} if self.finished is None else self.finished.to_json()),
         }
 
     def _merchant_json(self, merchant: Merchant) -> dict[str, Any]:
@@ -124,6 +138,7 @@ def run_federation(
             f"no model; the last round left out: {_reasons(training.rounds[-1])}"
         )
     final = training.evaluated("test", course.kept.weights)
+    finished = training.finished(spec, course.plan, course.kept.weights)
     run.tell(RunFinished(course.kept.round, final.metrics))
     return FederationResult(
         agreement=agreement,
@@ -136,6 +151,7 @@ def run_federation(
         test=final.metrics,
         merchants=merchants,
         shared=final.shared,
+        finished=finished,
     )
 
 
@@ -185,6 +201,16 @@ class _Training:
     def evaluated(self, split: Split, weights: Vector) -> Evaluation:
         """Figures of weights on one part of all registered merchants' rows."""
         return evaluate(self._run, self._merchants, split, self._preprocessing, weights)
+
+    def finished(self, spec: ModelSpec, plan: int, weights: Vector) -> Finished | None:
+        """The kept model made small, pruned before where that was agreed; None where it is shipped as trained."""
+        agreed, merchants, preprocessing = self._run.agreement.compression, self._merchants, self._preprocessing
+        if agreed.format == "none":
+            return None
+        pruning = None
+        if agreed.sparsity:
+            pruning = Pruning(self._run, merchants, spec, preprocessing, plan, len(self.rounds)).pruned(weights)
+        return Finishing(self._run, merchants, spec, preprocessing).finished(weights, pruning)
 
     def _rounds(self, course: Course, num_rounds: int, patience: int | None) -> Course:
         """Run rounds; stop where `patience` models in a row, if given, were no better than the best before."""

@@ -70,13 +70,16 @@ class RunProgress:
         match event:
             case RunStarted():
                 self._num_rounds = event.num_rounds
+            case RoundStarted() if event.stage != "train":
+                # The bar and the time left are of the training, which is over.
+                self._bar.update(self._task, total=None, description=f"{event.stage}, round {event.round}")
             case RoundStarted():
                 self._start_round(event)
             case ReplyReceived():
                 self._bar.advance(self._task, 1 / max(1, self._cohort_size))
             case ModelValidated():
                 self._best = event
-            case RoundFinished():
+            case RoundFinished() if event.stage == "train":
                 self._finish_round(event)
                 return
             case StoppedEarly() | RunFinished():

@@ -63,7 +63,7 @@ def check_round_reply(reply: Reply, bounds: RoundBounds) -> RoundReply:
         raise ReplyError("num-examples", f"{reply.num_examples} training rows, {bounds.num_train_rows} were registered")
     _check_vector("update", reply.update, bounds.num_params, bounds.max_update_norm)
     _check_vector("control_delta", reply.control_delta, bounds.num_control_params, bounds.max_control_norm)
-    _check_histogram(reply.validation, bounds.max_validation_rows)
+    check_histogram_of(reply.validation, bounds.max_validation_rows)
     return reply
 
 
@@ -97,7 +97,7 @@ def check_evaluate_reply(reply: Reply, max_rows: int) -> EvaluateReply:
     """
     if not isinstance(reply, EvaluateReply):
         raise ReplyError("wrong-kind", f"an evaluation was asked for, {reply.KIND} came")
-    _check_histogram(reply.histogram, max_rows)
+    check_histogram_of(reply.histogram, max_rows)
     own = reply.metrics
     if own is not None and not (1 <= own.num_test_rows <= max_rows and 0 <= own.roc_auc <= 1 and 0 <= own.pr_auc <= 1):
         raise ReplyError("metrics", f"own figures {own!r} are not possible with at most {max_rows} rows")
@@ -143,7 +143,12 @@ def _check_vector(name: str, vector: Vector, num_params: int, max_norm: float) -
         raise ReplyError("norm", f"{name} has norm {norm:.4g}, allowed is {max_norm:.4g}")
 
 
-def _check_histogram(histogram: Histogram, max_rows: int) -> None:
+def check_histogram_of(histogram: Histogram, max_rows: int) -> None:
+    """See that a score histogram is one of at most max_rows rows.
+
+    Raises:
+        ReplyError: histogram.
+    """
     try:
         check_histogram(histogram, max_rows)
     except ValueError as error:

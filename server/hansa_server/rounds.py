@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hansa_common.agreement import Plan
-from hansa_common.messages import Reply, RoundOrder, RoundReply
+from hansa_common.messages import Reply, RoundOrder, RoundReply, Stage
 from hansa_common.metrics import HISTOGRAM_LENGTH, Histogram, metrics_from_histogram
+from hansa_common.pruning import Packed
 from hansa_common.randomness import generator
 from hansa_common.vectors import Vector, l2_norm
 from hansa_server.aggregation import WeightedSum
@@ -43,13 +44,17 @@ class PlanState:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round asks: its number in the run, the plan by its index, and the state that goes in."""
+    """What one round asks: its number in the run, the plan by its index, and the state that goes in; in the stage of
+    pruning the packed masks too (pruning.py).
+    """
 
     number: int
     plan_index: int
     plan: Plan
     preprocessing: str
     state: PlanState
+    stage: Stage = "train"
+    masks: Packed = field(default_factory=lambda: np.zeros(0, np.uint8))
 
     @property
     def control(self) -> Vector:
@@ -62,7 +67,7 @@ def run_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> tuple[
     began = run.exchange.clock.now()
     cohort = draw_cohort(merchants, run.agreement.cohort.size, run.agreement.seed, asked.number)
     names = tuple(merchant.name for merchant in cohort)
-    run.tell(RoundStarted(asked.number, asked.plan_index, names))
+    run.tell(RoundStarted(asked.number, asked.plan_index, names, asked.stage))
     tally = _collect(run, cohort, asked)
     aggregated = len(tally.included) >= run.agreement.cohort.min_merchants
     finished = RoundFinished(
@@ -76,6 +81,7 @@ def run_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> tuple[
         train_loss=tally.train_loss if aggregated else None,
         bytes_received=tally.bytes_received,
         bytes_sent=tally.bytes_sent,
+        stage=asked.stage,
     )
     run.tell(finished)
     if not aggregated:
@@ -144,6 +150,8 @@ def _collect(run: Run, cohort: tuple[Merchant, ...], asked: Round) -> _Tally:
             weights=weights,
             control=control,
             included=asked.state.included.get(merchant.name, ""),
+            stage=asked.stage,
+            masks=asked.masks,
         )
 
     def check(merchant: Merchant, reply: Reply) -> RoundReply:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hansa_common.messages import Stage
 from hansa_common.metrics import Metrics
 
 
@@ -102,6 +103,7 @@ class RoundStarted(Event):
     round: int
     plan: int
     cohort: tuple[str, ...]
+    stage: Stage = "train"
 
     @property
     def level(self) -> int:
@@ -142,6 +144,7 @@ class RoundFinished(Event):
     train_loss: float | None
     bytes_received: int
     bytes_sent: int
+    stage: Stage = "train"
 
     @property
     def level(self) -> int:
@@ -152,8 +155,9 @@ class RoundFinished(Event):
         replies = f"{len(self.cohort) - len(self.dropped)} of {_merchants(len(self.cohort))}"
         came_in = "withheld" if self.validation is None else f"{self.validation.pr_auc:.4f}"
         outcome = "" if self.aggregated else "; too few replies, the last model stays"
+        stage = "" if self.stage == "train" else f"{self.stage}, "
         return (
-            f"round {self.round}: {replies}, validation PR-AUC of the incoming model {came_in}, "
+            f"{stage}round {self.round}: {replies}, validation PR-AUC of the incoming model {came_in}, "
             f"{self.seconds:.1f} s{outcome}"
         )
 
@@ -161,6 +165,7 @@ class RoundFinished(Event):
         """The round's entry in metrics.json and its line in rounds.jsonl."""
         return {
             "round": self.round,
+            "stage": self.stage,
             "plan": self.plan,
             "seconds": self.seconds,
             "cohort": list(self.cohort),
@@ -215,6 +220,67 @@ class StoppedEarly(Event):
     @property
     def line(self) -> str:
         return f"stopped after round {self.round}: nothing better since round {self.best_round}"
+
+
+@dataclass(frozen=True)
+class PruningStarted(Event):
+    """The kept model is trained on, pruned and, for comparison, as it is."""
+
+    sparsity: float
+    num_rounds: int
+
+    @property
+    def line(self) -> str:
+        return f"pruning {self.sparsity:.0%} of the hidden kernels in {self.num_rounds} rounds, and as many without"
+
+
+@dataclass(frozen=True)
+class ModelPruned(Event):
+    """The rounds of pruning are over; `reason` says why nothing was pruned, and is empty where something was."""
+
+    reason: str
+    pr_auc: float | None
+    control_pr_auc: float | None
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING if self.reason else logging.INFO
+
+    @property
+    def line(self) -> str:
+        if self.reason:
+            return f"the model is not pruned: {self.reason}"
+        pruned, control = ("withheld" if f is None else f"{f:.4f}" for f in (self.pr_auc, self.control_pr_auc))
+        return f"pruned: validation PR-AUC {pruned}, after the same rounds without masks {control}"
+
+
+@dataclass(frozen=True)
+class CompressionStarted(Event):
+    """The kept model is made small."""
+
+    @property
+    def line(self) -> str:
+        return "making the model small: activation ranges, int8, and the merchants' judgement"
+
+
+@dataclass(frozen=True)
+class CandidateJudged(Event):
+    """The merchants have judged the small model; `refusal` is empty where it is released."""
+
+    refusal: str
+    pr_auc_loss: float | None
+    num_bytes: int | None
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING if self.refusal else logging.INFO
+
+    @property
+    def line(self) -> str:
+        if self.refusal:
+            return f"the small model is not released: {self.refusal}; the float model remains"
+        change = -(self.pr_auc_loss or 0.0)
+        return f"the small model is released: {self.num_bytes:,} bytes, validation PR-AUC {change:+.4f}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ agreement.json     create           the agreement, canonical: its SHA-256 is the
 agreement.toml     create           the same as its author wrote it, where that is known
 rounds.jsonl       the run          one line a round, as it ends (a kill can cut the last line short)
 model/             the run, last    spec.json, weights.npz, preprocessing.json; equal models have equal bytes
+small/             the run, last    the small model, where one was released: the same three files with the weights
+                                    that pruning left, and float.tflite and int8.tflite made from them
+bundle/            write_bundle     what merchants score with: the small model under a signed manifest
 report.html        the run, last    the report
 metrics.json       the run, last    the figures; where it is, the run is finished
 failure.txt        the run          why it failed, instead of the last three
@@ -20,15 +23,18 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.bundle import FLOAT_NAME, INT8_NAME, TRUSTED_KEY_NAME, BundleParts, make_bundle, public_key_of
 from hansa_common.durable_files import UNFINISHED_SUFFIX
 from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
 from hansa_common.features import FittedPreprocessing
-from hansa_common.model import ModelSpec, save_model
+from hansa_common.model import ModelSpec, load_model_parts, model_files
 from hansa_common.vectors import Vector
 from hansa_server.report import render_report
 
@@ -36,11 +42,23 @@ AGREEMENT: Final = "agreement.json"
 AGREEMENT_TOML: Final = "agreement.toml"
 ROUNDS: Final = "rounds.jsonl"
 MODEL: Final = "model"
+SMALL: Final = "small"
+BUNDLE: Final = "bundle"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
 FAILURE: Final = "failure.txt"
+_MADE_WITH: Final = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
 # Whoever may open the folder may read a run: it holds no row and no key.
 _FOR_ALL: Final = 0o644
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """What a small model is made of: its weights (num_params,), and the TFLite files of them."""
+
+    weights: Vector
+    float_file: bytes
+    int8_file: bytes
 
 
 def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overwrite: bool = False) -> None:
@@ -76,6 +94,10 @@ def open_run(folder: Path) -> Agreement:
     """
     if (folder / METRICS).exists():
         raise UsageError(f"{folder} holds a finished run; give another folder")
+    return _agreement(folder)
+
+
+def _agreement(folder: Path) -> Agreement:
     path = folder / AGREEMENT
     try:
         values = json.loads(path.read_bytes())
@@ -105,18 +127,20 @@ def add_round(folder: Path, entry: Mapping[str, Any]) -> None:
 
 
 def finish(
-    folder: Path, metrics: Mapping[str, Any], spec: ModelSpec, weights: Vector, preprocessing: FittedPreprocessing
+    folder: Path,
+    metrics: Mapping[str, Any],
+    spec: ModelSpec,
+    weights: Vector,
+    preprocessing: FittedPreprocessing,
+    small: SmallModel | None = None,
 ) -> None:
-    """Leave a finished run: the model, then the report, then metrics.json, which makes it finished."""
-    unfinished = folder / (MODEL + UNFINISHED_SUFFIX)
-    _remove(unfinished)
-    unfinished.mkdir()
-    save_model(unfinished, spec, weights, preprocessing)
-    for path in unfinished.iterdir():
-        durable_files.synchronise(path)
-    durable_files.synchronise(unfinished)
-    _remove(folder / MODEL)
-    unfinished.replace(folder / MODEL)
+    """Leave a finished run: the model, the small one where one was released, then the report, then metrics.json, which
+    makes it finished.
+    """
+    _replace_folder(folder, MODEL, model_files(spec, weights, preprocessing))
+    if small is not None:
+        networks = {FLOAT_NAME: small.float_file, INT8_NAME: small.int8_file}
+        _replace_folder(folder, SMALL, {**model_files(spec, small.weights, preprocessing), **networks})
     write_metrics(folder, metrics)
 
 
@@ -124,6 +148,57 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the report and metrics.json; a simulation calls it again once its baselines are known."""
     durable_files.write(folder / REPORT, render_report(metrics).encode(), _FOR_ALL)
     durable_files.write(folder / METRICS, _json_bytes(metrics, indent=2), _FOR_ALL)
+
+
+def write_bundle(folder: Path, private_key: bytes) -> str:
+    """Put a finished run's small model into bundle/, signed with an Ed25519 key of 32 bytes; return the public
+    key, which is left beside it.
+
+    Raises:
+        UsageError: the run's folder holds no small model.
+        RunFailedError: the run did not finish.
+    """
+    metrics, small = read_outcome(folder), folder / SMALL
+    try:
+        networks = {name: (small / name).read_bytes() for name in (FLOAT_NAME, INT8_NAME)}
+    except OSError as error:
+        raise UsageError(f"{folder} holds no small model, so there is nothing to bundle: {error}") from error
+    spec, weights, preprocessing = load_model_parts(small)
+    parts = BundleParts(
+        agreement=_agreement(folder),
+        run_id=metrics["run_id"],
+        spec=spec,
+        weights=weights,
+        preprocessing=preprocessing,
+        float_tflite=networks[FLOAT_NAME],
+        int8_tflite=networks[INT8_NAME],
+        metrics=metrics,
+        sparsity={"dense kernels": metrics["bundle"]["sparsity"]},
+        made_with={name: version(name) for name in _MADE_WITH},
+    )
+    _replace_folder(folder, BUNDLE, make_bundle(parts, private_key))
+    public_key = public_key_of(private_key)
+    durable_files.write(folder / TRUSTED_KEY_NAME, f"{public_key}\n".encode(), _FOR_ALL)
+    return public_key
+
+
+def has_small_model(folder: Path) -> bool:
+    """Whether a finished run's small model was released."""
+    return (folder / SMALL).is_dir()
+
+
+def _replace_folder(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Put a folder of these files in the place of an earlier one, whole and on disk."""
+    unfinished = folder / (name + UNFINISHED_SUFFIX)
+    _remove(unfinished)
+    unfinished.mkdir()
+    for file_name, content in files.items():
+        (unfinished / file_name).write_bytes(content)
+        durable_files.synchronise(unfinished / file_name)
+    durable_files.synchronise(unfinished)
+    _remove(folder / name)
+    unfinished.replace(folder / name)
+    durable_files.synchronise(folder)
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
@@ -154,7 +229,8 @@ def _reason(folder: Path) -> str:
 
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
-    for name in (METRICS, FAILURE, REPORT, ROUNDS, MODEL, MODEL + UNFINISHED_SUFFIX, AGREEMENT_TOML, AGREEMENT):
+    folders = [name + suffix for name in (BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
+    for name in (METRICS, FAILURE, REPORT, ROUNDS, TRUSTED_KEY_NAME, *folders, AGREEMENT_TOML, AGREEMENT):
         _remove(folder / name)
 
 

@@ -25,12 +25,15 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """One merchant's test rows, scored by the federation's model and by those baselines that were trained."""
+    """One merchant's test rows, scored by the federation's model, by the small one where it was released, and
+    by those baselines that were trained.
+    """
 
     labels: NDArray[np.uint8]
     federated: Logits
     local: Logits | None = None
     pooled: Logits | None = None
+    compressed: Logits | None = None
 
 
 def comparison(scores: Mapping[str, ScoredRows], seed: int) -> dict[str, Any]:
@@ -42,6 +45,9 @@ def comparison(scores: Mapping[str, ScoredRows], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"federated": _whole(federated, labels), "merchants": merchants}
     if everyone[0].local is not None:
         found["local"] = {measure: _mean_by_test_rows(merchants, "local", measure) for measure in MEASURES}
+    compressed = [rows.compressed for rows in everyone if rows.compressed is not None]
+    if compressed:
+        found["compressed"] = _areas(np.concatenate(compressed), labels)
     pooled = [rows.pooled for rows in everyone if rows.pooled is not None]
     if pooled:
         found["pooled"] = _whole(np.concatenate(pooled), labels)
@@ -63,6 +69,8 @@ def _merchant(rows: ScoredRows, name: str, seed: int) -> dict[str, Any]:
             found["gain"] = gain
     if rows.pooled is not None:
         found["pooled"] = _areas(rows.pooled, rows.labels)
+    if rows.compressed is not None:
+        found["compressed"] = _areas(rows.compressed, rows.labels)
     return found
 
 

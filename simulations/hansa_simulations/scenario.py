@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,10 +20,12 @@ from hansa_client.data import MerchantTable
 from hansa_client.trainer import MerchantTrainer, Programs
 from hansa_client.variates import VariateStore
 from hansa_common.agreement import Agreement
+from hansa_common.bundle import INT8_NAME
 from hansa_common.errors import UsageError
-from hansa_common.features import FittedPreprocessing
+from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.model import load_model_parts
 from hansa_common.randomness import generator
+from hansa_common.tflite import TfliteNetwork
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
 from hansa_server.app import app as server_app
@@ -33,6 +35,7 @@ from hansa_simulations.grid import LocalGrid, run_server_app
 
 Baseline = Literal["local", "pooled"]
 HASH_KEY_BYTES: Final = 32
+SIGNING_KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ def run_scenario(
     scorer = _Scorer(scenario, programs, hash_key)
     federated = {name: scorer.test_logits(name, weights, preprocessing) for name in agreement.roster}
     scores, chosen = _with_baselines(scenario, scorer, federated, on_baseline)
+    small = folder / run_folder.SMALL / INT8_NAME
+    if small.exists():
+        network = small.read_bytes()
+        scores = {
+            name: replace(rows, compressed=scorer.small_test_logits(name, network, preprocessing))
+            for name, rows in scores.items()
+        }
     found = comparison(scores, agreement.seed)
     told = run_folder.read_outcome(folder)
     merchants = {
@@ -106,6 +116,8 @@ def run_scenario(
     }
     metrics = {**told, **found, "merchants": merchants, "data": _about_data(scenario), "baselines": chosen}
     run_folder.write_metrics(folder, metrics)
+    if small.exists():
+        run_folder.write_bundle(folder, simulated_signing_key(agreement.seed))
     return Outcome(metrics, weights, preprocessing)
 
 
@@ -137,6 +149,11 @@ def _programs(scenario: Scenario) -> Programs:
     return Programs(scenario.agreement, sum(num_rows) if POOLED in scenario.baselines else max(num_rows))
 
 
+def simulated_signing_key(seed: int) -> bytes:
+    """The key that a simulated coordinator signs its bundle with; a real one draws its own at random."""
+    return generator(seed, "simulated signing key").bytes(SIGNING_KEY_BYTES)
+
+
 class _Scorer:
     """Scores merchants' test rows, which only a simulation may do for them."""
 
@@ -147,9 +164,18 @@ class _Scorer:
 
     def test_logits(self, merchant: str, weights: Vector, preprocessing: FittedPreprocessing) -> Logits:
         """(test rows,) logits of a model with the agreed network."""
+        return self.programs.scoring().logits(weights, self._test_inputs(merchant, preprocessing))
+
+    def small_test_logits(self, merchant: str, network: bytes, preprocessing: FittedPreprocessing) -> Logits:
+        """(test rows,) logits of the small model, a TFLite file that this process has just made."""
+        spec = self.programs.spec
+        small = TfliteNetwork(network, spec.num_dense, len(spec.embeddings), INT8_NAME)
+        return small.logits(self._test_inputs(merchant, preprocessing))
+
+    def _test_inputs(self, merchant: str, preprocessing: FittedPreprocessing) -> Inputs:
         table = self._tables[merchant]
         columns = {name: values[table.test] for name, values in table.columns.items()}
-        return self.programs.scoring().logits(weights, preprocessing.transform(columns, self.hash_key))
+        return preprocessing.transform(columns, self.hash_key)
 
 
 def _with_baselines(

@@ -18,12 +18,13 @@ from hansa_common.errors import AgreementError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOML = (GOLDEN / "agreement.toml").read_text()
-GOLDEN_FINGERPRINT = "9914c971d2b24e33576a1ece24ba5a42e3cf8e5d15cbc15c2be686340116a5b1"
+GOLDEN_FINGERPRINT = "5a5301c8fd8b9c7984db4a5ded3f303a87304ced5a878de5156bf99b05396e24"
 
 # Something else to say for a value, for one or another of the fields that hold its kind of value.
 WORDS = (
     "remove", "keep", "stratified", "time", "tanh", "focal", "mixed_bfloat16", "sgd", "momentum", "fedavgm",
-    "purchase", "fraud", "standard", "log", "one_hot", "embedding", "refuse", "flag", "iso", "0" * 64, "another",
+    "purchase", "fraud", "standard", "log", "one_hot", "embedding", "refuse", "flag", "iso", "int8", "0" * 64,
+    "another",
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def alternatives(value):
         case int():
             return [value + 1, value - 1]
         case float():
-            return [value / 2 if value else 0.5, value + 1]
+            return [value / 2 if value else 0.5, value + 1, value * 0.99 + 1e-3]
         case str():
             return [word for word in WORDS if word != value]
         case _:
@@ -58,16 +59,16 @@ def another_value(values, places, place, value):
     return next((agreement for agreement in tried if agreement is not None), None)
 
 
-# What stands alone or not at all: the version, a feature's kind (other kinds have other fields), a format of one
-# choice, and values that must agree with another one.
+# What stands alone or not at all: the version, a feature's kind (other kinds have other fields), and values that must
+# agree with another one.
 FIXED = {
     "one plan": {
-        "hansa_common", "compression.format", "training.algorithm", "training.plan.algorithm",
+        "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm",
         "features.0.kind", "features.1.kind", "features.2.kind", "features.3.kind", "features.4.kind",
         "features.1.hash_buckets",
     },
     "auto": {
-        "hansa_common", "compression.format", "training.algorithm", "features.0.kind", "features.1.kind",
+        "hansa_common", "compression.sparsity", "training.algorithm", "features.0.kind", "features.1.kind",
         "data.split", "data.test_from", "data.validation_from", "training.candidates.0.optimizer",
     },
 }  # fmt: skip

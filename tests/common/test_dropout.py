@@ -96,7 +96,7 @@ def test_layers_have_seeds_of_their_own():
     from hansa_client.training_program import LocalStart
 
     nothing = np.zeros(0, np.float32)
-    starts = [LocalStart(nothing, nothing, seed) for seed in (0, 1, 2**63)]
+    starts = [LocalStart(nothing, nothing, nothing, seed) for seed in (0, 1, 2**63)]
     states = {tuple(start.dropout_state(place).tolist()) for start in starts for place in range(8)}
     assert len(states) == 24
     assert {step for _, step in states} == {0}

@@ -13,10 +13,14 @@ from hypothesis.extra import numpy as hnp
 
 from hansa_common import messages
 from hansa_common.messages import (
+    CandidateOrder,
+    CandidateReply,
     EvaluateOrder,
     EvaluateReply,
     IntroduceOrder,
     Introduction,
+    RangesOrder,
+    RangesReply,
     Refusal,
     RoundOrder,
     RoundReply,
@@ -37,6 +41,7 @@ row_counts = st.integers(1, 2**30)
 # Any bits, NaN and -0.0 too: what may be in a vector is the receiver's to judge, not the codec's.
 floats = hnp.arrays("<u4", st.integers(0, 20)).map(lambda bits: bits.view("<f4"))
 integers = hnp.arrays("<i8", st.integers(0, 20))
+octets = hnp.arrays("u1", st.integers(0, 20))
 
 ORDER = {
     "run_id": names,
@@ -60,9 +65,24 @@ BY_KIND = {
         weights=floats,
         control=floats,
         included=st.one_of(st.just(""), digests),
+        stage=st.sampled_from(["train", "prune", "control"]),
+        masks=octets,
     ),
     "evaluate": st.builds(
         EvaluateOrder, **ORDER, split=st.sampled_from(["validation", "test"]), preprocessing=texts, weights=floats
+    ),
+    "ranges": st.builds(RangesOrder, **ORDER, preprocessing=texts, weights=floats),
+    "candidate": st.builds(
+        CandidateOrder,
+        **ORDER,
+        split=st.sampled_from(["validation", "test"]),
+        preprocessing=texts,
+        weights=floats,
+        network=octets,
+    ),
+    "ranges-reply": st.builds(RangesReply, **REPLY, histograms=integers),
+    "candidate-reply": st.builds(
+        CandidateReply, **REPLY, histogram=integers, candidate=integers, acceptable=st.booleans()
     ),
     "introduction": st.builds(Introduction, **REPLY, hansa_version=names, backend=names, device=names),
     "statistics-reply": st.builds(StatisticsReply, **REPLY, statistics=integers, num_train_rows=row_counts),

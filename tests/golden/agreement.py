@@ -104,7 +104,14 @@ MEANING = {
         "share_metrics": True,
         "hash_key_id": "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
     },
-    "compression": {"format": "none"},
+    "compression": {
+        "format": "none",
+        "range_quantile": 0.9999,
+        "max_pr_auc_loss": 0.003,
+        "max_merchant_pr_auc_loss": 0.05,
+        "sparsity": 0.0,
+        "pruning_rounds": 4,
+    },
     "roster": ["north", "south", "Amount >= 100 (west)"],
 }
 

@@ -130,3 +130,13 @@ def test_hostile_name_is_text_in_one_line(name):
     watched.show(NodeRefused(7, "unknown-name", name))
     (line,) = lines(watched)
     assert line == f"node 7 that calls itself {name!r} is not taken: unknown-name"
+
+
+def test_rounds_after_the_training_are_told_without_a_time_left_that_was_the_trainings():
+    watched = Watched(terminal=False)
+    with watched.progress:
+        watched.show(STARTED)
+        watched.rounds(1, seconds_each=4.0)
+        watched.show(RoundStarted(2, 0, FINISHED.cohort, "prune"), replace(FINISHED, round=2, stage="prune"))
+    assert lines(watched)[-1].startswith("prune, round 2: 1 of 2 merchants")
+    assert "left" not in lines(watched)[-1]

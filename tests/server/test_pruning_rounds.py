@@ -1,0 +1,167 @@
+"""Pruning over merchants: the masks are the schedule's of the weights of that moment, pruned weights stay zero whatever
+a merchant does, and the control is the same rounds without them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hansa_common.messages import EvaluateOrder, RoundOrder
+from hansa_common.model import ModelSpec, initial_weights
+from hansa_common.pruning import magnitude_mask, masked, num_pruned, scheduled_sparsity, unpack_mask
+from hansa_server.algorithms import initial_state, step
+from hansa_server.exchange import Exchange
+from hansa_server.participants import Merchant, Run
+from hansa_server.pruning_rounds import Pruning
+from hansa_server.run_events import ModelPruned, RoundFinished
+
+ROWS = {"alpha": 400, "beta": 700, "gamma": 500}
+NUM_ROUNDS, SPARSITY, ROUNDS_BEFORE = 3, 0.8, 7
+
+
+class Pruner:
+    """The pruning of one model over shops, some of them changed. Shops know nothing of masks, and move every weight."""
+
+    def __init__(self, world, manual_clock, agreement):
+        self.world, self.time, self.agreement = world, manual_clock, agreement
+        self.spec = ModelSpec.from_agreement(agreement)
+        self.weights = initial_weights(self.spec, 5)
+        self.shops = {name: world.Shop(name, agreement, num_train_rows=n) for name, n in ROWS.items()}
+        self.events = []
+
+    def pruned(self, peers=None):
+        names = {**self.shops, **(peers or {})}
+        merchants = tuple(Merchant(name, i, "b", "d", rows) for i, (name, rows) in enumerate(ROWS.items()))
+        grid = self.world.PeerGrid(dict(enumerate(names.values())), self.time)
+        run = Run(
+            Exchange(grid, self.time.clock), self.agreement, self.agreement.fingerprint, "run", self.events.append
+        )
+        return Pruning(run, merchants, self.spec, "preprocessing", 0, ROUNDS_BEFORE).pruned(self.weights)
+
+    def silent_in(self, *stages):
+        def change(order, reply):
+            return None if order.stage in stages else reply
+
+        return {name: self.world.changed(shop, change) for name, shop in self.shops.items()}
+
+    def orders(self, stage):
+        return [o for o in self.shops["alpha"].seen if isinstance(o, RoundOrder) and o.stage == stage]
+
+    def validated(self):
+        """The weights that were evaluated at the end: pruned ones, and the control's."""
+        return [order.weights for order in self.shops["alpha"].seen if isinstance(order, EvaluateOrder)]
+
+
+@pytest.fixture
+def pruner(world, manual_clock):
+    def new(**sections):
+        compression = {"format": "int8", "sparsity": SPARSITY, "pruning_rounds": NUM_ROUNDS}
+        return Pruner(
+            world, manual_clock, world.agreement(model={"hidden": [8, 4]}, compression=compression, **sections)
+        )
+
+    return new
+
+
+PLANS = {
+    name: {"algorithm": name, "plan": {"optimizer": "sgd", "learning_rate": 0.5}}
+    for name in ("fedavg", "scaffold", "fedavgm", "fedadam", "fedyogi")
+}
+
+
+def kernel_zeros(spec, weights):
+    """(weights, zeros) of each hidden kernel."""
+    start, found = 0, []
+    for name, shape in spec.named_shapes.items():
+        part, start = weights[start : start + np.prod(shape)], start + np.prod(shape)
+        if name.startswith("hidden") and name.endswith("kernel"):
+            found.append((part.size, np.count_nonzero(part == 0)))
+    return found
+
+
+def holds_the_agreed_zeros(spec, weights):
+    return [zeros for _, zeros in kernel_zeros(spec, weights)] == [
+        num_pruned(size, SPARSITY) for size, _ in kernel_zeros(spec, weights)
+    ]
+
+
+@pytest.mark.parametrize("algorithm", PLANS)
+def test_pruned_model_has_the_agreed_share_of_zeros_though_merchants_move_every_weight(pruner, algorithm):
+    ready = pruner(training=PLANS[algorithm])
+    pruned = ready.pruned()
+    assert holds_the_agreed_zeros(ready.spec, pruned.weights)
+    assert pruned.weights.tobytes() == ready.validated()[0].tobytes()
+
+
+@pytest.mark.parametrize("algorithm", PLANS)
+def test_control_has_no_zeros_and_is_the_same_rounds_from_the_same_start(pruner, algorithm):
+    ready = pruner(training=PLANS[algorithm])
+    pruned = ready.pruned()
+    control, prune = ready.orders("control"), ready.orders("prune")
+    numbers = [ROUNDS_BEFORE + place for place in range(1, NUM_ROUNDS + 1)]
+    assert [order.round for order in control] == [order.round for order in prune] == numbers
+    assert [order.cohort for order in control] == [order.cohort for order in prune]
+    assert all(order.masks.size == 0 for order in control)
+    assert control[0].weights.tobytes() == ready.weights.tobytes()
+    assert all(zeros == 0 for _, zeros in kernel_zeros(ready.spec, ready.validated()[1]))
+    assert pruned.control is not None
+
+
+def test_every_round_prunes_by_the_schedule_what_is_smallest_at_that_moment(pruner):
+    """The slow reference: FedAvg over the shops' updates, one round after the other."""
+    ready = pruner(training=PLANS["fedavg"])
+    pruned = ready.pruned()
+    plan, weights = ready.agreement.training.plans[0], ready.weights
+    for place, order in enumerate(ready.orders("prune"), start=1):
+        mask = magnitude_mask(ready.spec, weights, scheduled_sparsity(SPARSITY, place, NUM_ROUNDS))
+        np.testing.assert_array_equal(unpack_mask(ready.spec, order.masks), mask)
+        assert order.weights.tobytes() == masked(weights, mask).tobytes()
+        updates = [shop.update(order).astype(float) * ROWS[name] for name, shop in ready.shops.items()]
+        stepped = step(initial_state(order.weights, plan), plan, sum(updates) / sum(ROWS.values())).weights
+        weights = masked(stepped, mask)
+    np.testing.assert_allclose(pruned.weights, weights, rtol=0, atol=1e-7)
+
+
+def test_scaffold_begins_each_stage_without_variates(pruner):
+    ready = pruner(training=PLANS["scaffold"])
+    ready.pruned()
+    for stage in ("prune", "control"):
+        first, second, *_ = ready.orders(stage)
+        assert (first.included, first.control.any()) == ("", False)
+        assert second.included
+        assert second.control.any()
+
+
+def test_same_agreement_same_bytes(pruner):
+    assert pruner().pruned().weights.tobytes() == pruner().pruned().weights.tobytes()
+
+
+@pytest.mark.parametrize("stage", ["prune", "control"])
+def test_stage_in_which_nothing_was_averaged_prunes_nothing_and_says_so(pruner, stage):
+    ready = pruner()
+    pruned = ready.pruned(ready.silent_in(stage))
+    assert pruned.weights is None
+    assert f"none of 3 rounds of stage '{stage}'" in pruned.reason
+    assert not pruned.to_json()["pruned"]
+    (event,) = [event for event in ready.events if isinstance(event, ModelPruned)]
+    assert event.line == f"the model is not pruned: {pruned.reason}"
+
+
+def test_one_lost_round_leaves_the_agreed_zeros(pruner, world):
+    ready = pruner()
+    last = ROUNDS_BEFORE + NUM_ROUNDS
+
+    def change(order, reply):
+        return None if order.round == last else reply
+
+    pruned = ready.pruned({name: world.changed(shop, change) for name, shop in ready.shops.items()})
+    assert holds_the_agreed_zeros(ready.spec, pruned.weights)
+
+
+def test_rounds_tell_their_stage(pruner):
+    ready = pruner()
+    ready.pruned()
+    told = [event for event in ready.events if isinstance(event, RoundFinished)]
+    assert [event.to_json()["stage"] for event in told] == ["prune"] * NUM_ROUNDS + ["control"] * NUM_ROUNDS
+    assert told[0].line.startswith("prune, round 8: 3 of 3 merchants")
