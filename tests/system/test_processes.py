@@ -21,6 +21,9 @@ from typing import Self
 import numpy as np
 import pytest
 
+from hansa_client.bundle_files import open_trusted
+from hansa_common.bundle import public_key_of
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
@@ -73,6 +76,13 @@ deadline_seconds = 120.0
 [privacy]
 min_positives = 1
 share_metrics = true
+
+[compression]
+format = "int8"
+sparsity = 0.5
+pruning_rounds = 1
+max_pr_auc_loss = 0.5
+max_merchant_pr_auc_loss = 0.9
 """
 
 
@@ -250,7 +260,7 @@ def folder(tmp_path) -> Path:
 
 def test_processes_leave_the_same_bytes_as_the_simulation(folder):
     table = write_tables(folder)
-    out = folder / "run"
+    out, signing = folder / "run", ("--state", folder / "state" / "server")
     with ExitStack() as stack:
         server = stack.enter_context(superlink(folder))
         merchants = [stack.enter_context(merchant_process(folder, name, server)) for name in MERCHANTS]
@@ -259,7 +269,7 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         began = time.monotonic()
         with (
             ClientAppWatch() as watch,
-            command("server", "train", folder / "agreement.toml", "--out", out, "--server", server) as run,
+            command("server", "train", folder / "agreement.toml", "--out", out, "--server", server, *signing) as run,
         ):
             assert run.wait_for_end(RUN_SECONDS) == 0, run.text
         seconds = time.monotonic() - began
@@ -277,7 +287,13 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         assert own["test"]["roc_auc"] == metrics["merchants"][name]["federated"]["roc_auc"]
     assert len(watch.seen) >= len(MERCHANTS) * NUM_ROUNDS
     assert watch.heavy == set()
-    assert_same_model(out, simulated(folder, table))
+    simulation = simulated(folder, table)
+    assert_same_model(out, simulation)
+    for name in ("weights.npz", "float.tflite", "int8.tflite"):
+        assert (out / "bundle" / name).read_bytes() == (simulation / "bundle" / name).read_bytes(), name
+    bundle = open_trusted(out / "bundle", None)
+    assert bundle.manifest.run_id == metrics["run_id"]
+    assert bundle.signer == public_key_of(bytes.fromhex((folder / "state" / "server" / "signing.key").read_text()))
     rounds = [entry["seconds"] for entry in metrics["rounds"]]
     print(f"\nseconds a round: {rounds}; the whole run: {seconds:.1f}")
 
