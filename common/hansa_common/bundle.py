@@ -92,6 +92,7 @@ class Manifest(Section):
 class BundleParts:
     """What a bundle is made of. `metrics` is a run's metrics.json, of which only the federation's own figures are
     taken; `sparsity` holds shares of zeros by name, `made_with` versions by name; `int8_tflite` may be left out.
+    `hash_key_id` is of the key that was hashed with where the agreement names none, as in a simulation.
     """
 
     agreement: Agreement
@@ -104,6 +105,7 @@ class BundleParts:
     metrics: Mapping[str, Any]
     sparsity: Mapping[str, float]
     made_with: Mapping[str, str]
+    hash_key_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def make_bundle(parts: BundleParts, private_key: bytes) -> dict[str, bytes]:
     manifest = Manifest(
         hansa_version=__version__,
         agreement_fingerprint=parts.agreement.fingerprint,
-        hash_key_id=parts.agreement.privacy.hash_key_id,
+        hash_key_id=parts.agreement.privacy.hash_key_id or parts.hash_key_id,
         run_id=parts.run_id,
         made_with=dict(parts.made_with),
         sparsity=dict(parts.sparsity),

@@ -8,6 +8,8 @@ model/             the run, last    spec.json, weights.npz, preprocessing.json; 
 small/             the run, last    the small model, where one was released: the same three files with the weights
                                     that pruning left, and float.tflite and int8.tflite made from them
 bundle/            write_bundle     what merchants score with: the small model under a signed manifest
+coordinator.pub    write_bundle     the public key that it is signed with
+hash.key           a simulation     the made-up key of hashed categories, to score with
 report.html        the run, last    the report
 metrics.json       the run, last    the figures; where it is, the run is finished
 failure.txt        the run          why it failed, instead of the last three
@@ -44,6 +46,7 @@ ROUNDS: Final = "rounds.jsonl"
 MODEL: Final = "model"
 SMALL: Final = "small"
 BUNDLE: Final = "bundle"
+HASH_KEY: Final = "hash.key"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
 FAILURE: Final = "failure.txt"
@@ -150,9 +153,9 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     durable_files.write(folder / METRICS, _json_bytes(metrics, indent=2), _FOR_ALL)
 
 
-def write_bundle(folder: Path, private_key: bytes) -> str:
+def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = None) -> str:
     """Put a finished run's small model into bundle/, signed with an Ed25519 key of 32 bytes; return the public
-    key, which is left beside it.
+    key, which is left beside it. `hash_key_id` is of the merchants' key where the agreement names none.
 
     Raises:
         UsageError: the run's folder holds no small model.
@@ -175,6 +178,7 @@ def write_bundle(folder: Path, private_key: bytes) -> str:
         metrics=metrics,
         sparsity={"dense kernels": metrics["bundle"]["sparsity"]},
         made_with={name: version(name) for name in _MADE_WITH},
+        hash_key_id=hash_key_id,
     )
     _replace_folder(folder, BUNDLE, make_bundle(parts, private_key))
     public_key = public_key_of(private_key)
@@ -230,7 +234,7 @@ def _reason(folder: Path) -> str:
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
     folders = [name + suffix for name in (BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
-    for name in (METRICS, FAILURE, REPORT, ROUNDS, TRUSTED_KEY_NAME, *folders, AGREEMENT_TOML, AGREEMENT):
+    for name in (METRICS, FAILURE, REPORT, ROUNDS, TRUSTED_KEY_NAME, HASH_KEY, *folders, AGREEMENT_TOML, AGREEMENT):
         _remove(folder / name)
 
 

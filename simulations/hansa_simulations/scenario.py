@@ -8,6 +8,7 @@ baseline begins. A simulation sees every row, so nothing in its figures is withh
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,14 @@ import numpy as np
 from hansa_client.data import MerchantTable
 from hansa_client.trainer import MerchantTrainer, Programs
 from hansa_client.variates import VariateStore
+from hansa_common import durable_files
 from hansa_common.agreement import Agreement
 from hansa_common.bundle import INT8_NAME
 from hansa_common.errors import UsageError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.model import load_model_parts
 from hansa_common.randomness import generator
+from hansa_common.schema import CategoricalFeature
 from hansa_common.tflite import TfliteNetwork
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
@@ -117,7 +120,7 @@ def run_scenario(
     metrics = {**told, **found, "merchants": merchants, "data": _about_data(scenario), "baselines": chosen}
     run_folder.write_metrics(folder, metrics)
     if small.exists():
-        run_folder.write_bundle(folder, simulated_signing_key(agreement.seed))
+        _bundle(folder, agreement, hash_key)
     return Outcome(metrics, weights, preprocessing)
 
 
@@ -152,6 +155,15 @@ def _programs(scenario: Scenario) -> Programs:
 def simulated_signing_key(seed: int) -> bytes:
     """The key that a simulated coordinator signs its bundle with; a real one draws its own at random."""
     return generator(seed, "simulated signing key").bytes(SIGNING_KEY_BYTES)
+
+
+def _bundle(folder: Path, agreement: Agreement, hash_key: bytes) -> None:
+    """Sign the small model; where categories are hashed, leave the simulated key beside it, to score with."""
+    is_hashed = any(isinstance(f, CategoricalFeature) and f.hash_buckets for f in agreement.features)
+    key_id = hashlib.sha256(hash_key).hexdigest() if is_hashed else None
+    if is_hashed:
+        durable_files.write(folder / run_folder.HASH_KEY, f"{hash_key.hex()}\n".encode())
+    run_folder.write_bundle(folder, simulated_signing_key(agreement.seed), key_id)
 
 
 class _Scorer:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from hansa_common.agreement import parse_agreement
+from hansa_common.randomness import generator
 from hansa_simulations.cli import DEMO_AGREEMENT, demo_scenario, parse_baselines
-from hansa_simulations.merchants import FIVE_MERCHANTS
+from hansa_simulations.merchants import FIVE_MERCHANTS, payments
 
 HANSA = str(Path(sys.executable).with_name("hansa"))
 TOML = """\
@@ -253,3 +255,20 @@ def test_demo_shows_what_a_federation_is_worth(tmp_path):
     assert len(rounds) == len(metrics["rounds"])
     assert all("5 of 5 merchants" in line and "PR-AUC" in line for line in rounds)
     assert all("left" in line for line in rounds)
+
+
+@pytest.mark.system
+def test_demo_ends_with_a_bundle_that_scores_rows_nobody_has_seen(tmp_path):
+    assert hansa_process("demo", cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs" / "demo"
+    assert hansa_process("bundle", "verify", run / "bundle", cwd=tmp_path).returncode == 0
+    rows = payments(FIVE_MERCHANTS, generator(0, "other payments")).head(2000)
+    rows.drop(columns="is_fraud").to_csv(tmp_path / "new.csv", index=False)
+    words = ("score", run / "bundle", "new.csv", "-o", "scores.csv", "--threshold", "0.5")
+    assert hansa_process(*words, cwd=tmp_path).returncode == 2
+    result = hansa_process(*words, "--hash-key", run / "hash.key", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    assert len(scores) == len(rows)
+    # Rings and networks are others: what the model knows of devices is of no use here, the rest of it is.
+    assert roc_auc_score(rows["is_fraud"], scores["score"]) > 0.9
