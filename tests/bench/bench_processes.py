@@ -285,6 +285,7 @@ def flower_rounds(folder: Path, num_rounds: int) -> RoundWatch:
 
     from hansa_client.flower_node import LOOPBACK, free_port
     from hansa_common.addresses import Address
+    from hansa_common.flower_environment import flower_environment
     from hansa_server import superlink
 
     server, rounds = Address(LOOPBACK, free_port()), folder / "rounds.jsonl"
@@ -299,7 +300,7 @@ def flower_rounds(folder: Path, num_rounds: int) -> RoundWatch:
     )
     with ExitStack() as stack:
         # Flower's telemetry and its installing of dependencies are off; nothing else is changed.
-        environment = stack.enter_context(marked_environment(superlink.environment(folder)))
+        environment = stack.enter_context(marked_environment(flower_environment(folder)))
         log = folder / "superlink.log"
         words = ["flower-superlink", "--insecure", "--host", server.host, "--port", str(server.port)]
         words += ["--database", str(folder / "state.db")]
