@@ -17,7 +17,7 @@ from typing import get_args
 import click
 import pytest
 
-from hansa_client import client_commands, trainer, trainer_service
+from hansa_client import client_commands, own_figures, trainer_service
 from hansa_common import __version__, messages, schema, task_defaults
 from hansa_common import agreement as agreed
 from hansa_common.agreement import parse_agreement
@@ -250,7 +250,7 @@ def test_files_of_a_run_are_those_that_a_run_writes():
 
 def test_files_of_a_merchants_state_are_named_as_they_are():
     told = {row[0].strip("`") for row in rows(section(text_of("docs/merchant.md"), "## Take part"))}
-    assert {trainer.OWN_METRICS_NAME, client_commands.NODE_LOG_NAME} <= told
+    assert {own_figures.OWN_METRICS_NAME, client_commands.NODE_LOG_NAME} <= told
     assert "variates" in told
     assert 'VariateStore(files.state / "variates")' in inspect.getsource(trainer_service.serve)
 

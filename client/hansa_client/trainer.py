@@ -7,31 +7,30 @@
 - The merchant's own figures and threshold are computed here and kept here; the agreement says if others see them.
 
 One order at a time: a trainer is not for two threads. How an order arrives is trainer_link.py's and
-trainer_service.py's; what is permitted is policy.py's; SCAFFOLD's variate is variates.py's; local
-training is training_loop.py's.
+trainer_service.py's; what is permitted is policy.py's; SCAFFOLD's variate is variates.py's; its own figures are
+own_figures.py's; local training is training_loop.py's.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 
 from hansa_client.data import MerchantTable
 from hansa_client.judging import compared, range_histograms
+from hansa_client.own_figures import OwnFigures
 from hansa_client.policy import Policy
+from hansa_client.programs import Programs
 from hansa_client.splits import Rows
-from hansa_client.training_loop import LocalTraining, TrainingOutcome, describe_device
+from hansa_client.training_loop import LocalTraining, TrainingOutcome
 from hansa_client.variates import Variate, VariateStore, control_delta, name_in_stage
-from hansa_common import __version__, durable_files, statistics
-from hansa_common.agreement import Agreement, Plan
+from hansa_common import __version__, statistics
+from hansa_common.agreement import Agreement
 from hansa_common.errors import HansaError, MerchantError, MessageError, PolicyError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
@@ -48,99 +47,22 @@ from hansa_common.messages import (
     Refusal,
     RoundOrder,
     RoundReply,
-    SharedMetrics,
     StatisticsOrder,
     StatisticsReply,
     decode,
     encode,
     message_hash,
 )
-from hansa_common.metrics import (
-    Histogram,
-    Metrics,
-    decision_threshold,
-    metrics_from_histogram,
-    score_histogram,
-    withhold,
-)
-from hansa_common.model import ModelSpec
+from hansa_common.metrics import Histogram, score_histogram, withhold
 from hansa_common.pruning import permitted_mask
 from hansa_common.randomness import derived_seed, generator
 from hansa_common.vectors import Vector, num_params
 
-OWN_METRICS_NAME: Final = "own_metrics.json"
 Part = Literal["train", "validation", "test"]
 _CODES: Final = get_args(Refusal.model_fields["code"].annotation)
 _NO_CONTROL: Final = np.zeros(0, np.float32)
 
 _log = logging.getLogger(__name__)
-
-
-class Programs:
-    """The compiled training of one process, shared by every merchant in it: one program for all plans that step alike,
-    and one that scores for all.
-    """
-
-    def __init__(self, agreement: Agreement, capacity_rows: int) -> None:
-        """Compile nothing yet; `capacity_rows` is the most rows that any merchant of this process has."""
-        self.spec = ModelSpec.from_agreement(agreement)
-        self._agreement = agreement
-        self._capacity_rows = capacity_rows
-        self._trainings: dict[Plan, LocalTraining] = {}
-
-    @classmethod
-    def for_tables(cls, agreement: Agreement, *tables: MerchantTable) -> Programs:
-        """Programs with room for the largest of these tables."""
-        return cls(agreement, max(len(table.labels) for table in tables))
-
-    def sharing(self, agreement: Agreement) -> Programs:
-        """Programs of another agreement on the same model: what is compiled for one serves the other.
-
-        Raises:
-            ValueError: the agreement has another model.
-        """
-        if agreement.model != self._agreement.model or ModelSpec.from_agreement(agreement) != self.spec:
-            raise ValueError("programs are shared between agreements on the same model only")
-        other = Programs(agreement, self._capacity_rows)
-        other._trainings = self._trainings
-        return other
-
-    def training(self, plan: int) -> LocalTraining:
-        """The program of a plan, built at its first use."""
-        stepping = _stepping(self._agreement.training.plans[plan])
-        if stepping not in self._trainings:
-            self._trainings[stepping] = LocalTraining(
-                self.spec, self._agreement.model, stepping, capacity_rows=self._capacity_rows
-            )
-        return self._trainings[stepping]
-
-    def scoring(self) -> LocalTraining:
-        """Any program: all plans score alike."""
-        return next(iter(self._trainings.values()), None) or self.training(0)
-
-    @cached_property
-    def device(self) -> tuple[str, str]:
-        """The backend and the device that these programs run on."""
-        return describe_device()
-
-
-@dataclass(frozen=True)
-class OwnFigures:
-    """What the finished model does for this merchant: its test rows, and the threshold of its validation rows."""
-
-    run_id: str
-    num_test_rows: int
-    threshold: float | None
-    test: Metrics | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `threshold` and `test` are None where the rows hold one class only."""
-        return {
-            "run_id": self.run_id,
-            "num_test_rows": self.num_test_rows,
-            "threshold": self.threshold,
-            "test": None if self.test is None else self.test.to_json(),
-        }
 
 
 class MerchantTrainer:
@@ -320,34 +242,17 @@ class MerchantTrainer:
         histogram = self._histogram(weights, order.split)
         shared = None
         if order.split == "test":
-            self.own_figures = self._keep_own_figures(order.run_id, weights, histogram)
-            shared = self._shared_metrics(self.own_figures)
+            self.own_figures = self._own_figures(order.run_id, weights, histogram)
+            shared = self.own_figures.shared(self._agreement.privacy)
         return EvaluateReply(
             merchant=self._merchant, order_hash=order_hash, histogram=self._released(histogram), metrics=shared
         )
 
-    def _keep_own_figures(self, run_id: str, weights: Vector, test_histogram: Histogram) -> OwnFigures:
-        validation = self._histogram(weights, "validation")
-        figures = OwnFigures(
-            run_id=run_id,
-            num_test_rows=len(self.table.test),
-            threshold=decision_threshold(validation),
-            test=metrics_from_histogram(test_histogram),
-        )
+    def _own_figures(self, run_id: str, weights: Vector, test_histogram: Histogram) -> OwnFigures:
+        figures = OwnFigures.measure(run_id, self._histogram(weights, "validation"), test_histogram)
         if self._out is not None:
-            content = {"merchant": self._merchant, "agreement_fingerprint": self._agreement.fingerprint}
-            text = json.dumps({**content, **figures.to_json()}, indent=2)
-            durable_files.write(self._out / OWN_METRICS_NAME, text.encode())
+            figures.keep(self._out, self._merchant, self._agreement.fingerprint)
         return figures
-
-    def _shared_metrics(self, figures: OwnFigures) -> SharedMetrics | None:
-        privacy = self._agreement.privacy
-        # Ranks of a handful of positives say as much as their scores would: the floor holds for them too.
-        if not privacy.share_metrics or figures.test is None or figures.test.num_positives < privacy.min_positives:
-            return None
-        return SharedMetrics(
-            num_test_rows=figures.num_test_rows, roc_auc=figures.test.roc_auc, pr_auc=figures.test.pr_auc
-        )
 
     def _checked(self, name: str, vector: Vector) -> Vector:
         expected = num_params(self._programs.spec.shapes)
@@ -374,16 +279,6 @@ class MerchantTrainer:
 
     def _released(self, histogram: Histogram) -> Histogram:
         return withhold(histogram, self._agreement.privacy.min_positives)
-
-
-def _stepping(plan: Plan) -> Plan:
-    """What of a plan a step depends on; the rest is as it is by default."""
-    fields = {"optimizer", "learning_rate", "batch_size"}
-    if plan.optimizer == "momentum":
-        fields |= {"momentum"}
-    if plan.algorithm == "fedprox":
-        fields |= {"algorithm", "proximal_mu"}
-    return Plan.model_validate({field: getattr(plan, field) for field in fields})
 
 
 def _finite(name: str, vector: Vector) -> Vector:

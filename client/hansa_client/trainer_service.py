@@ -140,7 +140,8 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
     """
     # Late, so that a mistake on the command line is told before TensorFlow is loaded.
     from hansa_client.data import load_table
-    from hansa_client.trainer import MerchantTrainer, Programs
+    from hansa_client.programs import Programs
+    from hansa_client.trainer import MerchantTrainer
     from hansa_client.variates import VariateStore
 
     agreement = files.read_agreement()

@@ -22,8 +22,9 @@ from typing import Any, Final
 import numpy as np
 
 from hansa_client.data import MerchantTable
+from hansa_client.programs import Programs
 from hansa_client.quality import measure_quality
-from hansa_client.trainer import MerchantTrainer, Programs
+from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
 from hansa_common.agreement import Agreement, Plan, validate_agreement
 from hansa_common.errors import RunFailedError

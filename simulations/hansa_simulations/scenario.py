@@ -18,7 +18,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from hansa_client.data import MerchantTable
-from hansa_client.trainer import MerchantTrainer, Programs
+from hansa_client.programs import Programs
+from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement

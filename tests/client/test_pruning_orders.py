@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import merchant_table
-from hansa_client.trainer import MerchantTrainer, Programs
+from hansa_client.programs import Programs
+from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
 from hansa_common import statistics
 from hansa_common.agreement import validate_agreement

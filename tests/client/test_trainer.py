@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import MerchantTable, merchant_table
-from hansa_client.trainer import OWN_METRICS_NAME, MerchantTrainer, Programs
+from hansa_client.own_figures import OWN_METRICS_NAME
+from hansa_client.programs import Programs
+from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
 from hansa_common import statistics
 from hansa_common.agreement import Agreement, validate_agreement

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import merchant_table
-from hansa_client.trainer import MerchantTrainer, Programs
+from hansa_client.programs import Programs
+from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
 from hansa_common.agreement import validate_agreement
 from hansa_simulations.grid import LocalGrid

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hansa_client.trainer import Programs
+from hansa_client.programs import Programs
 from hansa_common.agreement import Plan
 from hansa_common.errors import RunFailedError
 from hansa_simulations.baselines import Baselines, baseline_plans, pooled_table
