@@ -18,7 +18,7 @@ import click
 import pytest
 
 from hansa_client import client_commands, own_figures, trainer_service
-from hansa_common import __version__, messages, schema, task_defaults
+from hansa_common import __version__, messages, schema, task_defaults, trust
 from hansa_common import agreement as agreed
 from hansa_common.agreement import parse_agreement
 from hansa_common.cli import Commands, installed_commands
@@ -43,10 +43,21 @@ SECTIONS = {
     "### `[cohort]`": agreed.Cohort,
     "### `[privacy]`": agreed.Privacy,
     "### `[compression]`": agreed.Compression,
+    "### `[trust]`": trust.Trust,
 }
 # Keys that are sections of their own.
 NESTED = {
-    agreed.Agreement: {"label", "features", "data", "model", "training", "cohort", "privacy", "compression"},
+    agreed.Agreement: {
+        "label",
+        "features",
+        "data",
+        "model",
+        "training",
+        "cohort",
+        "privacy",
+        "compression",
+        "trust",
+    },
     agreed.Training: {"plan", "candidates"},
 }
 PATTERNS = {
@@ -114,15 +125,22 @@ def allowed(field: dict) -> str:
     match field["type"]:
         case "boolean":
             return "true or false"
+        case "array" | "object":
+            return several(field)
         case "string":
             pattern = f"; {PATTERNS[field['pattern']]}" if "pattern" in field else ""
             least, most = field.get("minLength", 0), field.get("maxLength")
             size = f", {least} to {most:,} characters" if least else f", at most {most:,} characters" if most else ""
             return f"text{size}{pattern}"
-        case "array":
-            return f"list, at most {number(field['maxItems'])}, of: {allowed(field['items'])}"
         case kind:
             return {"integer": "whole number", "number": "number"}[kind] + bounds(field)
+
+
+def several(field: dict) -> str:
+    if field["type"] == "array":
+        return f"list, at most {number(field['maxItems'])}, of: {allowed(field['items'])}"
+    ((_, entry),) = field["patternProperties"].items()
+    return f"table, at most {number(field['maxProperties'])}, of: {allowed(entry)}"
 
 
 def default(info) -> str:

@@ -19,12 +19,12 @@ from hansa_common import __version__
 from hansa_common.errors import AgreementError
 from hansa_common.schema import CellText, Feature, Name, Number, Section
 from hansa_common.task_defaults import with_task_defaults
+from hansa_common.trust import MerchantName, Trust
 
 Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi"]
 Optimizer = Literal["sgd", "momentum", "adam"]
 Activation = Literal["relu", "tanh", "gelu"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
-MerchantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._()<>=+-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -226,6 +226,7 @@ class Agreement(Section):
     privacy: Privacy = Privacy()
     compression: Compression = Compression()
     roster: Annotated[tuple[MerchantName, ...], Field(max_length=10_000)] = ()
+    trust: Trust | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +244,8 @@ class Agreement(Section):
         for name, times in Counter(self.roster).items():
             if times > 1:
                 raise ValueError(f"the roster names merchant {name!r} twice")
+        if self.trust is not None:
+            self.trust.check_roster(self.roster)
         if self.roster and self.cohort.min_merchants > len(self.roster):
             raise ValueError(
                 f"cohort.min_merchants {self.cohort.min_merchants} exceeds the roster's {len(self.roster)} merchants"
@@ -266,6 +269,19 @@ class Agreement(Section):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical_json()).hexdigest()
+
+    @property
+    def roster_fingerprint(self) -> str | None:
+        """SHA-256 over the parties' names and keys, which merchants compare out of band; None without [trust]."""
+        return None if self.trust is None else self.trust.roster_fingerprint
+
+    def with_trust(self, trust: Trust) -> Agreement:
+        """The same agreement with these keys; validated again."""
+        return validate_agreement({**self.model_dump(mode="json"), "trust": trust.model_dump()}, "the agreement")
+
+    def without_trust(self) -> Agreement:
+        """The same agreement for a simulation, where nothing is signed; the weights do not depend on keys."""
+        return validate_agreement({**self.model_dump(mode="json"), "trust": None}, "the agreement")
 
     def with_roster(self, roster: tuple[str, ...]) -> Agreement:
         """The same agreement for these merchants; validated again."""

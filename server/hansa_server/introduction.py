@@ -19,9 +19,9 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from hansa_common.agreement import MerchantName
 from hansa_common.errors import RunFailedError
 from hansa_common.messages import EVERYONE, IntroduceOrder, Introduction
+from hansa_common.trust import MerchantName
 from hansa_server.exchange import GRACE_SECONDS, Addressed, Answer, Patience, Sent
 from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import MerchantsIntroduced, NodeRefused

@@ -125,7 +125,7 @@ def _scenario(
     from hansa_client.data import merchant_table
     from hansa_simulations.scenario import Scenario, check_roster
 
-    agreed = agreement if agreement.roster else agreement.with_roster(tuple(frames))
+    agreed = agreement.without_trust() if agreement.roster else agreement.with_roster(tuple(frames))
     # Before the tables are parsed: a wrong --silo is told at once.
     check_roster(agreed.roster, tuple(frames))
     tables = {name: merchant_table(frames[name], agreed, name, f"{source}, silo {name!r}") for name in agreed.roster}

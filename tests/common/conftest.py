@@ -97,8 +97,9 @@ def places():
 
 @pytest.fixture(scope="session")
 def bases():
-    """Two agreements that between them use every section and every field, as canonical JSON read back."""
-    one_plan = {**json.loads((GOLDEN / "agreement.json").read_bytes()), "hansa_common": __version__}
+    """Agreements that between them use every section and every field, as canonical JSON read back."""
+    golden = {**json.loads((GOLDEN / "agreement.json").read_bytes()), "hansa_common": __version__}
+    one_plan = {**golden, "trust": None}
     auto = {
         "task": "purchase",
         "label": {"column": "bought"},
@@ -108,5 +109,6 @@ def bases():
             "candidates": [{"algorithm": "scaffold"}, {"algorithm": "fedadam", "optimizer": "adam"}],
         },
     }
-    given = {"one plan": one_plan, "auto": auto}
+    trusted = {**golden, "features": [{"kind": "boolean", "name": "gift"}], "data": {}}
+    given = {"one plan": one_plan, "auto": auto, "trusted": trusted}
     return {name: json.loads(validate_agreement(v, name).canonical_json()) for name, v in given.items()}

@@ -18,7 +18,7 @@ from hansa_common.errors import AgreementError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOML = (GOLDEN / "agreement.toml").read_text()
-GOLDEN_FINGERPRINT = "5a5301c8fd8b9c7984db4a5ded3f303a87304ced5a878de5156bf99b05396e24"
+GOLDEN_FINGERPRINT = "abf97c19f5f08c1a14a4156f07691d2285fffbcb1b861883c4df17faeb098a37"
 
 # Something else to say for a value, for one or another of the fields that hold its kind of value.
 WORDS = (
@@ -63,13 +63,17 @@ def another_value(values, places, place, value):
 # agree with another one.
 FIXED = {
     "one plan": {
-        "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm",
+        "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "trust",
         "features.0.kind", "features.1.kind", "features.2.kind", "features.3.kind", "features.4.kind",
         "features.1.hash_buckets",
     },
     "auto": {
         "hansa_common", "compression.sparsity", "training.algorithm", "features.0.kind", "features.1.kind",
-        "data.split", "data.test_from", "data.validation_from", "training.candidates.0.optimizer",
+        "data.split", "data.test_from", "data.validation_from", "training.candidates.0.optimizer", "trust",
+    },
+    "trusted": {
+        "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "features.0.kind",
+        "data.split", "data.test_from", "data.validation_from", "roster.0", "roster.1", "roster.2",
     },
 }  # fmt: skip
 

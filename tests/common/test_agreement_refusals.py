@@ -74,7 +74,7 @@ def test_every_number_has_bounds(bases, places, name):
             assert str(place[-1]) in refusal(places.changed(bases[name], place, value))
 
 
-@pytest.mark.parametrize("name", ["one plan", "auto"])
+@pytest.mark.parametrize("name", ["one plan", "auto", "trusted"])
 def test_every_text_is_bounded_and_none_is_empty(bases, places, name):
     texts = [place for place, value in places.leaves(bases[name]) if isinstance(value, str)]
     assert len(texts) > 10
@@ -86,6 +86,15 @@ def test_every_text_is_bounded_and_none_is_empty(bases, places, name):
 def sections_of(schema):
     yield from ((name, section) for name, section in schema["$defs"].items() if "properties" in section)
     yield "Agreement", schema
+
+
+def entries_of(field):
+    """The JSON schemas of what a list or a table holds, of a table's keys too."""
+    if field["type"] == "array":
+        return [field["items"]]
+    return [{"type": "string", "pattern": key} for key in field["patternProperties"]] + [
+        *field["patternProperties"].values()
+    ]
 
 
 def has_bounds(field):
@@ -100,8 +109,9 @@ def has_bounds(field):
             return bool(field.keys() & low and field.keys() & high)
         case "string":
             return "maxLength" in field or field.get("pattern", "+").endswith("}$")
-        case "array":
-            return "maxItems" in field and has_bounds(field["items"])
+        case "array" | "object" as kind:
+            ends = "maxItems" if kind == "array" else "maxProperties"
+            return ends in field and all(map(has_bounds, entries_of(field)))
     return False
 
 

@@ -113,6 +113,10 @@ MEANING = {
         "pruning_rounds": 4,
     },
     "roster": ["north", "south", "Amount >= 100 (west)"],
+    "trust": {
+        "coordinator": "c0" * 32,
+        "merchants": {"north": "a1" * 32, "south": "a2" * 32, "Amount >= 100 (west)": "a3" * 32},
+    },
 }
 
 

@@ -177,6 +177,18 @@ def test_agreement_as_its_author_wrote_it_is_kept_and_the_figures_are_told(simul
     assert f"The report is {folder / 'run' / 'report.html'}" in result.stdout
 
 
+def test_agreement_with_keys_is_simulated_as_if_it_had_none(simulate, folder, shops):
+    (folder / "agreement.toml").write_text(toml(shops.num_rows), encoding="utf-8")
+    assert simulate(out="without").exit_code == 0
+    keys = {name: f"{number:064x}" for number, name in enumerate(shops.num_rows)}
+    trust = f'\n[trust]\ncoordinator = "{"c0" * 32}"\nmerchants = {{ALL}}\n'
+    entries = ", ".join(f'{name} = "{key}"' for name, key in keys.items())
+    (folder / "agreement.toml").write_text(toml(shops.num_rows) + trust.replace("ALL", entries), encoding="utf-8")
+    assert simulate(out="with").exit_code == 0
+    assert model_of(folder / "with") == model_of(folder / "without")
+    assert (folder / "with" / "agreement.json").read_bytes() == (folder / "without" / "agreement.json").read_bytes()
+
+
 def test_seed_stands_in_the_agreement_wherever_it_was_given(simulate, folder):
     assert simulate("--seed", 5, out="five").exit_code == 0
     (folder / "agreement.toml").write_text("seed = 5\n" + toml(), encoding="utf-8")
