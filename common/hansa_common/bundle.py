@@ -52,6 +52,8 @@ TRUSTED_KEY_NAME: Final = "coordinator.pub"
 FORMAT: Final = "hansa-bundle-1"
 
 _NEEDED: Final = frozenset({FLOAT_NAME, METRICS_NAME, CARD_NAME, *MODEL_NAMES})
+# What a bundle's files are called, and nothing else in one is.
+FILE_NAMES: Final = frozenset({MANIFEST_NAME, SIGNATURE_NAME, INT8_NAME, *_NEEDED})
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _SIGNATURE: Final = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{128})\n")
 _PUBLIC_KEY: Final = re.compile("[0-9a-f]{64}")

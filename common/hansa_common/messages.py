@@ -144,6 +144,13 @@ class CandidateOrder(Order):
     network: Bytes
 
 
+class DeliverOrder(Order):
+    """Brings the finished bundle: its files, packed (parcel.py), under the manifest that the coordinator signed."""
+
+    KIND: ClassVar[str] = "deliver"
+    bundle: Bytes
+
+
 class Reply(Record):
     """What every reply says: who answers which order."""
 
@@ -219,6 +226,12 @@ class CandidateReply(Reply):
     acceptable: bool
 
 
+class Delivered(Reply):
+    """The bundle was verified and is kept. It says nothing of rows, nor of what the bundle does on them."""
+
+    KIND: ClassVar[str] = "delivered"
+
+
 class Refusal(Reply):
     """The merchant did not do it. The reason stays at the merchant; one code leaves."""
 
@@ -232,7 +245,7 @@ _KINDS: Final[dict[str, type[Record]]] = {
     cls.KIND: cls
     for cls in (
         IntroduceOrder, StatisticsOrder, RoundOrder, EvaluateOrder,
-        RangesOrder, CandidateOrder, RangesReply, CandidateReply,
+        RangesOrder, CandidateOrder, RangesReply, CandidateReply, DeliverOrder, Delivered,
         Introduction, StatisticsReply, RoundReply, EvaluateReply, Refusal,
     )
 }  # fmt: skip

@@ -15,6 +15,8 @@ from hansa_common import messages
 from hansa_common.messages import (
     CandidateOrder,
     CandidateReply,
+    Delivered,
+    DeliverOrder,
     EvaluateOrder,
     EvaluateReply,
     IntroduceOrder,
@@ -80,6 +82,8 @@ BY_KIND = {
         weights=floats,
         network=octets,
     ),
+    "deliver": st.builds(DeliverOrder, **ORDER, bundle=octets),
+    "delivered": st.builds(Delivered, **REPLY),
     "ranges-reply": st.builds(RangesReply, **REPLY, histograms=integers),
     "candidate-reply": st.builds(
         CandidateReply, **REPLY, histogram=integers, candidate=integers, acceptable=st.booleans()
