@@ -182,7 +182,8 @@ def finished():
     """Real files of that model, made as a run makes them: in a process of its own, so its tests are marked `system`."""
     from hansa_client.data import feature_rows
     from hansa_common.activations import activation_histograms, ranges_from_histograms
-    from hansa_common.bundle import make_bundle, public_key_of
+    from hansa_common.bundle import make_bundle
+    from hansa_common.keys import public_key_of
     from hansa_server.compression import compress
 
     parts = finished_parts(b"", None)
@@ -204,7 +205,8 @@ def finished():
 @pytest.fixture(scope="session")
 def unfinished():
     """The same with networks that are none, in no time: for what does not run them."""
-    from hansa_common.bundle import make_bundle, public_key_of
+    from hansa_common.bundle import make_bundle
+    from hansa_common.keys import public_key_of
 
     parts = finished_parts(b"a float network", b"an int8 network")
     return SimpleNamespace(

@@ -21,12 +21,11 @@ from hansa_common import durable_files
 from hansa_common.bundle import (
     TRUSTED_KEY_NAME,
     Bundle,
-    check_public_key,
     claimed_signer,
-    is_public_key,
     open_bundle,
 )
 from hansa_common.errors import BundleError, UsageError
+from hansa_common.keys import check_public_key, is_public_key
 from hansa_common.messages import Digest
 from hansa_common.schema import Section
 

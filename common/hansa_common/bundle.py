@@ -33,8 +33,9 @@ from pydantic import Field, ValidationError
 
 from hansa_common import __version__
 from hansa_common.agreement import Agreement
-from hansa_common.errors import BundleError, MessageError, UsageError
+from hansa_common.errors import BundleError, MessageError
 from hansa_common.features import FittedPreprocessing
+from hansa_common.keys import check_public_key, public_key_of
 from hansa_common.messages import Digest, Name
 from hansa_common.model import MODEL_NAMES, ModelSpec, model_files, model_parts
 from hansa_common.model_card import model_card
@@ -56,7 +57,6 @@ _NEEDED: Final = frozenset({FLOAT_NAME, METRICS_NAME, CARD_NAME, *MODEL_NAMES})
 FILE_NAMES: Final = frozenset({MANIFEST_NAME, SIGNATURE_NAME, INT8_NAME, *_NEEDED})
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _SIGNATURE: Final = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{128})\n")
-_PUBLIC_KEY: Final = re.compile("[0-9a-f]{64}")
 # A signature of a manifest is never one of anything else that the key may sign.
 _CONTEXT: Final = b"hansa bundle manifest 1\0"
 # Of a run's figures, what speaks of the federation; what speaks of a merchant stays out.
@@ -132,11 +132,6 @@ class Bundle:
         return INT8_NAME if INT8_NAME in self.networks else FLOAT_NAME
 
 
-def public_key_of(private_key: bytes) -> str:
-    """The public key, 64 hexadecimal digits, of a private one of 32 bytes."""
-    return Ed25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw().hex()
-
-
 def make_bundle(parts: BundleParts, private_key: bytes) -> dict[str, bytes]:
     """The files of a bundle by name, signed with a key of 32 bytes.
 
@@ -204,22 +199,6 @@ def open_bundle(files: Mapping[str, bytes], trusted_key: str) -> Bundle:
     networks = {name: files[name] for name in (INT8_NAME, FLOAT_NAME) if name in files}
     bundle_id = hashlib.sha256(files[MANIFEST_NAME]).hexdigest()
     return Bundle(bundle_id, trusted_key, manifest, spec, weights, preprocessing, metrics, card, networks)
-
-
-def is_public_key(text: str) -> bool:
-    """Whether a text is one: 64 hexadecimal digits, small letters."""
-    return _PUBLIC_KEY.fullmatch(text) is not None
-
-
-def check_public_key(text: str) -> str:
-    """The key itself.
-
-    Raises:
-        UsageError: it is not 64 hexadecimal digits.
-    """
-    if not is_public_key(text):
-        raise UsageError(f"a public key is 64 hexadecimal digits (0-9, a-f), this is not one: {text[:80]!r}")
-    return text
 
 
 def claimed_signer(files: Mapping[str, bytes]) -> str:

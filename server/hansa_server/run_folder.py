@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,10 +31,11 @@ from typing import Any, Final
 
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement, validate_agreement
-from hansa_common.bundle import FLOAT_NAME, INT8_NAME, TRUSTED_KEY_NAME, BundleParts, make_bundle, public_key_of
+from hansa_common.bundle import FLOAT_NAME, INT8_NAME, TRUSTED_KEY_NAME, BundleParts, make_bundle
 from hansa_common.durable_files import UNFINISHED_SUFFIX
 from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
 from hansa_common.features import FittedPreprocessing
+from hansa_common.keys import public_key_of
 from hansa_common.model import ModelSpec, load_model_parts, model_files
 from hansa_common.vectors import Vector
 from hansa_server.report import render_report
@@ -140,10 +140,10 @@ def finish(
     """Leave a finished run: the model, the small one where one was released, then the report, then metrics.json, which
     makes it finished.
     """
-    _replace_folder(folder, MODEL, model_files(spec, weights, preprocessing))
+    durable_files.write_folder(folder / MODEL, model_files(spec, weights, preprocessing))
     if small is not None:
         networks = {FLOAT_NAME: small.float_file, INT8_NAME: small.int8_file}
-        _replace_folder(folder, SMALL, {**model_files(spec, small.weights, preprocessing), **networks})
+        durable_files.write_folder(folder / SMALL, {**model_files(spec, small.weights, preprocessing), **networks})
     write_metrics(folder, metrics)
 
 
@@ -180,7 +180,7 @@ def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = Non
         made_with={name: version(name) for name in _MADE_WITH},
         hash_key_id=hash_key_id,
     )
-    _replace_folder(folder, BUNDLE, make_bundle(parts, private_key))
+    durable_files.write_folder(folder / BUNDLE, make_bundle(parts, private_key))
     public_key = public_key_of(private_key)
     durable_files.write(folder / TRUSTED_KEY_NAME, f"{public_key}\n".encode(), _FOR_ALL)
     return public_key
@@ -189,20 +189,6 @@ def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = Non
 def has_small_model(folder: Path) -> bool:
     """Whether a finished run's small model was released."""
     return (folder / SMALL).is_dir()
-
-
-def _replace_folder(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
-    """Put a folder of these files in the place of an earlier one, whole and on disk."""
-    unfinished = folder / (name + UNFINISHED_SUFFIX)
-    _remove(unfinished)
-    unfinished.mkdir()
-    for file_name, content in files.items():
-        (unfinished / file_name).write_bytes(content)
-        durable_files.synchronise(unfinished / file_name)
-    durable_files.synchronise(unfinished)
-    _remove(folder / name)
-    unfinished.replace(folder / name)
-    durable_files.synchronise(folder)
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
@@ -235,14 +221,7 @@ def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
     folders = [name + suffix for name in (BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
     for name in (METRICS, FAILURE, REPORT, ROUNDS, TRUSTED_KEY_NAME, HASH_KEY, *folders, AGREEMENT_TOML, AGREEMENT):
-        _remove(folder / name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        durable_files.remove_all(folder / name)
 
 
 def _json_bytes(values: Mapping[str, Any], indent: int | None) -> bytes:

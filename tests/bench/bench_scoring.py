@@ -33,8 +33,9 @@ import pandas as pd
 from hansa_common import statistics
 from hansa_common.activations import activation_histograms, ranges_from_histograms
 from hansa_common.agreement import Agreement, validate_agreement
-from hansa_common.bundle import FLOAT_NAME, INT8_NAME, Bundle, BundleParts, make_bundle, open_bundle, public_key_of
+from hansa_common.bundle import FLOAT_NAME, INT8_NAME, Bundle, BundleParts, make_bundle, open_bundle
 from hansa_common.features import FittedPreprocessing
+from hansa_common.keys import public_key_of
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.scorer import Scorer
 from hansa_common.tflite import TfliteNetwork

@@ -17,14 +17,13 @@ from hansa_common.bundle import (
     MANIFEST_NAME,
     METRICS_NAME,
     SIGNATURE_NAME,
-    check_public_key,
     claimed_signer,
     make_bundle,
     open_bundle,
-    public_key_of,
     verify_bundle,
 )
 from hansa_common.errors import BundleError, UsageError
+from hansa_common.keys import check_public_key, public_key_of
 from hansa_common.model import PREPROCESSING_NAME, SPEC_NAME
 
 OTHER_KEY = bytes(32)

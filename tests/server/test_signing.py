@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hansa_common.errors import UsageError
-from hansa_server.signing import KEY_BYTES, KEY_NAME, signing_key
+from hansa_common.keys import KEY_BYTES
+from hansa_server.signing import KEY_NAME, signing_key
 
 
 def test_key_is_drawn_once_and_is_another_in_another_folder(tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from hansa_client.bundle_files import open_trusted
-from hansa_common.bundle import public_key_of
+from hansa_common.keys import public_key_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
