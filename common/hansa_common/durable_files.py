@@ -2,13 +2,15 @@
 
 Every function ends with its folder synchronised. Readers of a file never see half of it, because a file only
 ever appears by renaming. One writer at a time is the caller's to ensure (`exclusive`); what the bytes mean is too.
+A folder appears by renaming as well, but when it takes another's place there is a moment with neither.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +28,27 @@ def write(path: Path, content: bytes, mode: int = 0o600) -> None:
         file.flush()
         os.fsync(descriptor)
     rename(unfinished, path)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of these files, name -> content, in the place of an earlier one; open to whoever the umask says."""
+    unfinished = folder.with_name(folder.name + UNFINISHED_SUFFIX)
+    remove_all(unfinished)
+    unfinished.mkdir()
+    for name, content in files.items():
+        (unfinished / name).write_bytes(content)
+        synchronise(unfinished / name)
+    synchronise(unfinished)
+    remove_all(folder)
+    rename(unfinished, folder)
+
+
+def remove_all(path: Path) -> None:
+    """Take away a file, a link, or a folder with all that is in it; it is no error if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def rename(old: Path, new: Path) -> None:
