@@ -61,6 +61,7 @@ NumRows = Annotated[int, Field(ge=1, le=2**30)]
 # -0.0 equals 0.0 but is written otherwise: equal records give equal bytes.
 Figure = Annotated[float, AfterValidator(lambda value: value + 0.0)]
 RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
+SequenceNumber = Annotated[int, Field(ge=1, le=2**53)]
 Stage = Literal["train", "prune", "control"]
 
 
@@ -72,18 +73,25 @@ class Record(BaseModel):
 
 
 class Order(Record):
-    """What every order says: which run, to whom, under which agreement, and how long it may take."""
+    """What every order says: which run and which of its exchanges, counted from 1, to whom, under which agreement, and
+    how long it may take.
+    """
 
     run_id: Name
+    sequence: SequenceNumber
     recipient: Name
     fingerprint: Digest
     deadline_seconds: Annotated[float, Field(gt=0, le=1e6)]
 
 
 class IntroduceOrder(Order):
-    """Asks a node who it is and whether its merchant approved this agreement; to EVERYONE."""
+    """Asks a node who it is and whether its merchant approved this agreement; to EVERYONE.
+
+    It comes before a run's first exchange, and again where a node is new, so it has no number of its own.
+    """
 
     KIND: ClassVar[str] = "introduce"
+    sequence: Literal[0] = 0
 
 
 class StatisticsOrder(Order):
@@ -116,14 +124,16 @@ class RoundOrder(Order):
 
 
 class EvaluateOrder(Order):
-    """Evaluate weights on one part of the rows. `test` comes once, for the finished model: the merchant then
-    also computes and keeps its own figures and its own threshold.
+    """Evaluate weights, the model of one stage (see RoundOrder), on one part of the rows. `test` comes once a stage. In
+    stage `train` it is for the finished model: the merchant then also computes and keeps its own figures and its own
+    threshold. The pruned model and its control only stand beside that one, and leave nothing at the merchant.
     """
 
     KIND: ClassVar[str] = "evaluate"
     split: Literal["validation", "test"]
     preprocessing: str
     weights: Floats
+    stage: Stage = "train"
 
 
 class RangesOrder(Order):

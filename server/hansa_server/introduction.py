@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from hansa_common.agreement import Agreement
 from hansa_common.errors import RunFailedError
 from hansa_common.messages import EVERYONE, IntroduceOrder, Introduction
 from hansa_common.trust import MerchantName
@@ -34,39 +36,82 @@ SETTLE_SECONDS: Final = 5.0
 _PASSING: Final = frozenset({"unreachable", "client-error", "deadline", "busy", "failed"})
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """Whom to wait for, and for how long at most: the wait ends when these `names` are there, `at_least` in all.
+
+    Others of `roster` may come too; where it is empty, anyone may.
+    """
+
+    roster: tuple[str, ...]
+    names: frozenset[str]
+    at_least: int
+    wait_seconds: float
+
+    @classmethod
+    def cohort(cls, agreement: Agreement) -> Self:
+        """Those whom a run under this agreement begins with."""
+        cohort = agreement.cohort
+        return cls(agreement.roster, frozenset(agreement.roster), cohort.min_merchants, cohort.wait_seconds)
+
+
 def introduce(run: Run) -> tuple[Merchant, ...]:
     """Wait for the run's merchants and return them in roster order.
 
     Raises:
         RunFailedError: fewer than cohort.min_merchants came within cohort.wait_seconds.
     """
-    cohort, roster, clock = run.agreement.cohort, run.agreement.roster, run.exchange.clock
-    until, patience, door = clock.now() + cohort.wait_seconds, Patience(clock), _Door(run)
+    awaited = Awaited.cohort(run.agreement)
+    door = _opened_door(run, awaited)
+    merchants = door.admitted()
+    if len(merchants) < awaited.at_least:
+        missing = _missing(awaited, merchants)
+        raise RunFailedError(
+            f"{len(merchants)} merchants came within {awaited.wait_seconds:g} seconds, "
+            f"cohort.min_merchants is {awaited.at_least}"
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + (f"; refused: {'; '.join(sorted(door.refusals))}" if door.refusals else "")
+        )
+    _tell(run, awaited, merchants)
+    return merchants
+
+
+def introduce_those_present(run: Run, awaited: Awaited) -> tuple[Merchant, ...]:
+    """Wait in the same way, and return who came, be it nobody."""
+    merchants = _opened_door(run, awaited).admitted()
+    _tell(run, awaited, merchants)
+    return merchants
+
+
+def _opened_door(run: Run, awaited: Awaited) -> _Door:
+    clock = run.exchange.clock
+    until, patience, door = clock.now() + awaited.wait_seconds, Patience(clock), _Door(run, awaited)
     while not door.is_complete() and clock.now() < until:
         if door.look():
             patience.reset()
         else:
             patience.wait(until)
-    merchants = door.admitted()
-    missing = tuple(name for name in roster if name not in {merchant.name for merchant in merchants})
-    if len(merchants) < cohort.min_merchants:
-        raise RunFailedError(
-            f"{len(merchants)} merchants came within {cohort.wait_seconds:g} seconds, "
-            f"cohort.min_merchants is {cohort.min_merchants}"
-            + (f"; missing: {', '.join(missing)}" if missing else "")
-            + (f"; refused: {'; '.join(sorted(door.refusals))}" if door.refusals else "")
-        )
+    return door
+
+
+def _tell(run: Run, awaited: Awaited, merchants: tuple[Merchant, ...]) -> None:
     devices = tuple(dict.fromkeys(f"{merchant.backend} on {merchant.device}" for merchant in merchants))
-    run.tell(MerchantsIntroduced(tuple(merchant.name for merchant in merchants), missing, devices))
-    return merchants
+    names = tuple(merchant.name for merchant in merchants)
+    run.tell(MerchantsIntroduced(names, _missing(awaited, merchants), devices))
+
+
+def _missing(awaited: Awaited, merchants: tuple[Merchant, ...]) -> tuple[str, ...]:
+    present = {merchant.name for merchant in merchants}
+    return tuple(name for name in awaited.roster if name in awaited.names - present)
 
 
 class _Door:
     """Which nodes were asked, and what they said."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, awaited: Awaited) -> None:
         self.refusals: set[str] = set()
         self._run = run
+        self._awaited = awaited
         self._pending: dict[Sent, float] = {}
         self._ask_at: dict[int, float] = {}
         self._claims: dict[int, Merchant] = {}
@@ -91,8 +136,8 @@ class _Door:
 
     def is_complete(self) -> bool:
         """Whether there is nobody left to wait for."""
-        roster, present = self._run.agreement.roster, {merchant.name for merchant in self.admitted()}
-        enough = present >= set(roster) if roster else len(present) >= self._run.agreement.cohort.min_merchants
+        present = {merchant.name for merchant in self.admitted()}
+        enough = present >= self._awaited.names and len(present) >= self._awaited.at_least
         now = self._run.exchange.clock.now()
         if not enough:
             self._complete_since = None
@@ -102,13 +147,13 @@ class _Door:
 
     def admitted(self) -> tuple[Merchant, ...]:
         """The merchants whose name one node alone claims, in roster order."""
-        claims, roster = self._claims.values(), self._run.agreement.roster
+        claims, roster = self._claims.values(), self._awaited.roster
         times = Counter(claim.name for claim in claims)
         by_name = {claim.name: claim for claim in claims if times[claim.name] == 1}
         return tuple(by_name[name] for name in roster or sorted(by_name) if name in by_name)
 
     def _send(self, node_id: int, now: float) -> None:
-        header = {**self._run.header(EVERYONE), "deadline_seconds": INTRODUCTION_SECONDS}
+        header = {**self._run.header(EVERYONE), "sequence": 0, "deadline_seconds": INTRODUCTION_SECONDS}
         ttl = INTRODUCTION_SECONDS + GRACE_SECONDS
         sent = self._run.exchange.send(Addressed(node_id, IntroduceOrder(**header)), ttl)
         self._pending[sent] = now + ttl
@@ -130,8 +175,8 @@ class _Door:
         self._claims[node_id] = Merchant(reply.merchant, node_id, reply.backend, reply.device)
 
     def _is_expected(self, name: str) -> bool:
-        if self._run.agreement.roster:
-            return name in self._run.agreement.roster
+        if self._awaited.roster:
+            return name in self._awaited.roster
         try:
             TypeAdapter(MerchantName).validate_python(name)
         except ValidationError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from hansa_common.agreement import Agreement
@@ -46,6 +46,20 @@ class Heard(Generic[Checked]):
     reason: str
 
 
+class ExchangeNumbers:
+    """Counts a run's exchanges, so that a merchant can tell an order that was held back or sent again.
+
+    A run that is resumed goes on after the last exchange of its checkpoint: what it asks anew has the old numbers.
+    """
+
+    def __init__(self, last: int = 0) -> None:
+        self.last = last
+
+    def advance(self) -> None:
+        """Begin the next exchange."""
+        self.last += 1
+
+
 @dataclass(frozen=True)
 class Run:
     """One run under one agreement: how to reach its merchants, and whom to tell what happens."""
@@ -55,6 +69,7 @@ class Run:
     fingerprint: str
     run_id: str
     on_event: Callable[[Event], None]
+    numbers: ExchangeNumbers = field(default_factory=ExchangeNumbers)
 
     def tell(self, event: Event) -> None:
         """Log an event and hand it on."""
@@ -62,9 +77,10 @@ class Run:
         self.on_event(event)
 
     def header(self, recipient: str) -> dict[str, Any]:
-        """The fields that every order has."""
+        """The fields that every order of the current exchange has."""
         return {
             "run_id": self.run_id,
+            "sequence": self.numbers.last,
             "recipient": recipient,
             "fingerprint": self.fingerprint,
             "deadline_seconds": self.agreement.cohort.deadline_seconds,
@@ -81,6 +97,7 @@ class Run:
 
         `check` raises ReplyError for a reply that is not to be believed; then the reply is None.
         """
+        self.numbers.advance()
         orders = (Addressed(merchant.node_id, order(merchant)) for merchant in merchants)
         answers = self.exchange.ask(orders, self.agreement.cohort.deadline_seconds)
         for merchant, answer in zip(merchants, answers, strict=True):

@@ -30,6 +30,8 @@ APPROVED = agreement()
 
 def order(kind: type[Order], **changes) -> Order:
     values = {"run_id": "r", "recipient": "alpha", "fingerprint": APPROVED.fingerprint, "deadline_seconds": 5}
+    if kind is not IntroduceOrder:
+        values |= {"sequence": 1}
     if kind is RoundOrder:
         values |= {"round": 1, "plan": 0, "cohort": ROSTER, "control": WEIGHTS[:0], "included": ""}
     if kind is EvaluateOrder:

@@ -62,8 +62,8 @@ def merchant():
 
 def order_of(preprocessing, agreement=AGREED, **changes):
     values = {
-        "run_id": "run", "recipient": "alpha", "fingerprint": agreement.fingerprint, "deadline_seconds": 60,
-        "round": 3, "plan": 0, "cohort": ("alpha", "beta"), "preprocessing": preprocessing,
+        "run_id": "run", "sequence": 1, "recipient": "alpha", "fingerprint": agreement.fingerprint,
+        "deadline_seconds": 60, "round": 3, "plan": 0, "cohort": ("alpha", "beta"), "preprocessing": preprocessing,
         "weights": masked(WEIGHTS, MASK), "control": np.zeros_like(WEIGHTS), "included": "",
         "stage": "prune", "masks": pack_mask(SPEC, MASK),
     }  # fmt: skip

@@ -119,7 +119,7 @@ def new_trainer(programs: Programs, merchant: str = "alpha", **changes) -> Merch
 
 def header(**changes) -> dict:
     values = {"run_id": "run", "recipient": "alpha", "fingerprint": AGREEMENT.fingerprint, "deadline_seconds": 60}
-    return {**values, **changes}
+    return {**values, "sequence": 1, **changes}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def gradient(weights: np.ndarray, dense: np.ndarray, labels: np.ndarray) -> np.n
 
 
 def test_introduction_names_the_merchant_and_its_device(trainer):
-    reply = reply_to(trainer, encode(IntroduceOrder(**header(recipient="*"))), Introduction)
+    reply = reply_to(trainer, encode(IntroduceOrder(**header(recipient="*", sequence=0))), Introduction)
     assert reply.backend == "tensorflow"
     assert reply.device
 

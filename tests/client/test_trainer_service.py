@@ -62,6 +62,7 @@ def test_message_far_above_grpc_default_limit_passes(folder):
     order = encode(
         EvaluateOrder(
             run_id="run",
+            sequence=1,
             recipient="alpha",
             fingerprint="0" * 64,
             deadline_seconds=60,

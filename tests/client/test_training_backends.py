@@ -246,7 +246,7 @@ class Coordinator:
         self.trainers = trainers
 
     def ask(self, merchant: str, order: type, **fields):
-        head = {"run_id": "run", "recipient": merchant, "fingerprint": self.agreement.fingerprint}
+        head = {"run_id": "run", "sequence": 1, "recipient": merchant, "fingerprint": self.agreement.fingerprint}
         message = encode(order(**head, deadline_seconds=120, **fields))
         return decode(self.trainers[merchant].answer(message))
 

@@ -29,6 +29,7 @@ def example_order(**changes):
         "run_id": "run-1",
         "recipient": "alpha",
         "fingerprint": "a" * 64,
+        "sequence": 4,
         "deadline_seconds": 60.0,
         "round": 3,
         "plan": 0,
@@ -100,6 +101,7 @@ def flipped(message, bit):
 
 REMOVED = object()
 WRONG_HEADERS = {
+    ("fields", "sequence"): [0, -1, 2**53 + 1, 10**400, 1.0, "4", True, None],
     ("fields", "deadline_seconds"): [np.nan, np.inf, -np.inf, 0.0, -1.0, 1e7, 10**400, "60.0", 60, None],
     ("fields", "round"): [-1, 1_000_001, 10**400, "3", 3.0, True, None, [3], REMOVED],
     ("fields", "fingerprint"): ["A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", "", 1],

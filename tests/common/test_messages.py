@@ -47,6 +47,7 @@ octets = hnp.arrays("u1", st.integers(0, 20))
 
 ORDER = {
     "run_id": names,
+    "sequence": st.integers(1, 2**53),
     "recipient": names,
     "fingerprint": digests,
     "deadline_seconds": st.floats(0, 1e6, exclude_min=True),
@@ -55,7 +56,7 @@ REPLY = {"merchant": names, "order_hash": digests}
 shared_metrics = st.builds(SharedMetrics, num_test_rows=row_counts, roc_auc=finite, pr_auc=finite)
 
 BY_KIND = {
-    "introduce": st.builds(IntroduceOrder, **ORDER),
+    "introduce": st.builds(IntroduceOrder, **{**ORDER, "sequence": st.just(0)}),
     "statistics": st.builds(StatisticsOrder, **ORDER),
     "round": st.builds(
         RoundOrder,

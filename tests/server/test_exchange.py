@@ -22,7 +22,7 @@ from hansa_server.exchange import (
     Exchange,
 )
 
-HEADER = {"run_id": "run", "fingerprint": "0" * 64, "deadline_seconds": 10.0}
+HEADER = {"run_id": "run", "sequence": 1, "fingerprint": "0" * 64, "deadline_seconds": 10.0}
 
 
 def order(name):
@@ -217,7 +217,7 @@ def test_whole_reply_beside_another_record_is_message_invalid(ask):
 
 def test_reply_to_everyone_may_name_anyone(world, manual_clock):
     grid = world.PeerGrid({1: honest("whoever")}, manual_clock)
-    orders = [Addressed(1, IntroduceOrder(recipient="*", **HEADER))]
+    orders = [Addressed(1, IntroduceOrder(**{**HEADER, "recipient": "*", "sequence": 0}))]
     (answer,) = Exchange(grid, manual_clock.clock).ask(orders, 1.0)
     assert answer.reply.merchant == "whoever"
 

@@ -99,6 +99,21 @@ def test_training_improves_the_validation_it_reports(federation):
     assert figures[-1] > figures[0] + 0.1
 
 
+def test_every_exchange_of_a_run_has_the_next_number_and_all_its_orders_have_it(federation):
+    run = federation(cohort={"size": 2})
+    run.run()
+    sent = [[(order.KIND, order.sequence) for order in shop.seen] for shop in run.shops.values()]
+    numbers = sorted({number for orders in sent for _, number in orders})
+    assert numbers == list(range(len(numbers)))
+    by_number = {number: {kind for orders in sent for kind, n in orders if n == number} for number in numbers}
+    assert by_number[0] == {"introduce"}
+    assert [kind for number in numbers[1:] for kind in by_number[number]] == [
+        "statistics", "round", "round", "round", "evaluate", "evaluate",
+    ]  # fmt: skip
+    for orders in sent:
+        assert [number for _, number in orders] == sorted({number for _, number in orders})
+
+
 # Which model is kept
 
 
