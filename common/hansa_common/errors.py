@@ -100,6 +100,30 @@ class MessageError(TransportError):
     code = "message-invalid"
 
 
+class SignatureError(MessageError):
+    """A message that must be signed is not, or by another key than the agreement names; nothing of it is believed."""
+
+    code = "not-signed"
+
+
+class CertificateError(TransportError):
+    """A certificate of the transport does not hold: another issued it, it is for something else, or it has expired."""
+
+    code = "certificate-invalid"
+
+
+class CertificateUnknownError(CertificateError):
+    """A certificate that stands in no register of what was issued."""
+
+    code = "certificate-unknown"
+
+
+class CertificateRevokedError(CertificateError):
+    """A certificate that the coordinator took back."""
+
+    code = "certificate-revoked"
+
+
 class BundleError(TransportError):
     """A bundle, or a file of one, is not what its maker signed or not a model; refused whole. Names the file."""
 
