@@ -21,6 +21,7 @@ from typing import Annotated, Final
 import typer
 
 from hansa_client import flower_node
+from hansa_client.fetch_command import fetch
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import SOCKET_NAME
 from hansa_client.trainer_service import check_socket_folder
@@ -62,6 +63,9 @@ def start(
             _start(files, merchant, loopback_address(server))
     except KeyboardInterrupt:
         typer.echo(f"{merchant}: stopped")
+
+
+client.command()(fetch)
 
 
 def _start(files: MerchantFiles, merchant: str, server: Address) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
-from hansa_common.messages import EVERYONE, CandidateOrder, IntroduceOrder, Order, RangesOrder, RoundOrder
+from hansa_common.messages import EVERYONE, CandidateOrder, DeliverOrder, IntroduceOrder, Order, RangesOrder, RoundOrder
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Policy:
         everyone = order.recipient == EVERYONE and isinstance(order, IntroduceOrder)
         if order.recipient != self.merchant and not everyone:
             raise PolicyError(f"the order is for {order.recipient!r}, this merchant is {self.merchant!r}")
-        if isinstance(order, RangesOrder | CandidateOrder) and self.agreement.compression.format == "none":
+        about_small_model = isinstance(order, RangesOrder | CandidateOrder | DeliverOrder)
+        if about_small_model and self.agreement.compression.format == "none":
             raise PolicyError(f"the order is a {order.KIND!r}, the agreement ships the model as trained")
         if isinstance(order, RoundOrder):
             self._verify_round(order)

@@ -8,7 +8,7 @@
 
 One order at a time: a trainer is not for two threads. How an order arrives is trainer_link.py's and
 trainer_service.py's; what is permitted is policy.py's; SCAFFOLD's variate is variates.py's; its own figures are
-own_figures.py's; local training is training_loop.py's.
+own_figures.py's; a delivered bundle is delivery.py's; local training is training_loop.py's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from hansa_client.data import MerchantTable
+from hansa_client.delivery import Inbox
 from hansa_client.judging import compared, range_histograms
 from hansa_client.own_figures import OwnFigures
 from hansa_client.policy import Policy
@@ -36,6 +37,8 @@ from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
     CandidateOrder,
     CandidateReply,
+    Delivered,
+    DeliverOrder,
     EvaluateOrder,
     EvaluateReply,
     IntroduceOrder,
@@ -80,7 +83,7 @@ class MerchantTrainer:
         out: Path | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take the merchant's rows and, in `out`, the folder where its own figures are left (None: nowhere).
+        """Take the merchant's rows and, in `out`, the folder where its own figures and bundle are kept (None: nowhere).
 
         `cancelled` is asked as often as the deadline; when it says True, local training stops.
         """
@@ -134,6 +137,8 @@ class MerchantTrainer:
                 return self._ranges(order, order_hash)
             case CandidateOrder():
                 return self._judgement(order, order_hash)
+            case DeliverOrder():
+                return self._delivery(order, order_hash)
         raise MessageError(f"{order.KIND} is not an order that a merchant knows")
 
     def _introduction(self, order_hash: str) -> Introduction:
@@ -169,6 +174,16 @@ class MerchantTrainer:
             candidate=self._released(found.candidate),
             acceptable=found.pr_auc_loss <= self._agreement.compression.max_merchant_pr_auc_loss,
         )
+
+    def _delivery(self, order: DeliverOrder, order_hash: str) -> Delivered:
+        if self._out is None:
+            raise PolicyError("the order brings a bundle, and this trainer has no folder to keep one in")
+        inbox = Inbox(self._out, self._agreement)
+        arrived = inbox.opened(order.bundle)
+        self._prepare(arrived.bundle.preprocessing.to_json())
+        labels = self.table.labels[self._rows["validation"]]
+        inbox.keep(arrived, arrived.decided(self._inputs["validation"], labels))
+        return Delivered(merchant=self._merchant, order_hash=order_hash)
 
     def _round(self, order: RoundOrder, order_hash: str, should_stop: Callable[[], bool]) -> bytes:
         weights = self._checked("weights", order.weights)
