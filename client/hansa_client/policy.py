@@ -11,7 +11,16 @@ from functools import cached_property
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
-from hansa_common.messages import EVERYONE, CandidateOrder, DeliverOrder, IntroduceOrder, Order, RangesOrder, RoundOrder
+from hansa_common.messages import (
+    EVERYONE,
+    CandidateOrder,
+    DeliverOrder,
+    EvaluateOrder,
+    IntroduceOrder,
+    Order,
+    RangesOrder,
+    RoundOrder,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Policy:
         about_small_model = isinstance(order, RangesOrder | CandidateOrder | DeliverOrder)
         if about_small_model and self.agreement.compression.format == "none":
             raise PolicyError(f"the order is a {order.KIND!r}, the agreement ships the model as trained")
+        if isinstance(order, RoundOrder | EvaluateOrder):
+            self._verify_stage(order)
         if isinstance(order, RoundOrder):
             self._verify_round(order)
 
@@ -51,9 +62,11 @@ class Policy:
         # Once: writing a large agreement anew for every order costs more than all other checks.
         return self.agreement.fingerprint
 
-    def _verify_round(self, order: RoundOrder) -> None:
+    def _verify_stage(self, order: RoundOrder | EvaluateOrder) -> None:
         if order.stage != "train" and not self.agreement.compression.sparsity:
             raise PolicyError(f"the order is of stage {order.stage!r}, the agreement's compression.sparsity is 0")
+
+    def _verify_round(self, order: RoundOrder) -> None:
         if order.stage != "prune" and len(order.masks) > 0:
             raise PolicyError(f"the order brings masks in stage {order.stage!r}, only stage 'prune' has them")
         num_plans = len(self.agreement.training.plans)

@@ -256,7 +256,8 @@ class MerchantTrainer:
         self._prepare(order.preprocessing)
         histogram = self._histogram(weights, order.split)
         shared = None
-        if order.split == "test":
+        # What only stands beside the finished model has no say in this merchant's figures and threshold.
+        if order.split == "test" and order.stage == "train":
             self.own_figures = self._own_figures(order.run_id, weights, histogram)
             shared = self.own_figures.shared(self._agreement.privacy)
         return EvaluateReply(

@@ -190,7 +190,8 @@ class Compression(Section):
     `none` ships it as trained. `int8` asks the merchants for histograms of activations, whose ends beyond
     `range_quantile` are cut off, and releases the small model where the federation's validation PR-AUC falls by at most
     `max_pr_auc_loss`, and no merchant's own by more than `max_merchant_pr_auc_loss`. Before that, `pruning_rounds`
-    more rounds bring `sparsity`, the share of zeros in each hidden kernel, where it is above 0.
+    more rounds bring `sparsity`, the share of zeros in each hidden kernel, where it is above 0, and as many train on at
+    it.
     """
 
     format: Literal["none", "int8"] = "none"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa_common.messages import EvaluateOrder, EvaluateReply, Reply, SharedMetrics
+from hansa_common.messages import EvaluateOrder, EvaluateReply, Reply, SharedMetrics, Stage
 from hansa_common.metrics import HISTOGRAM_LENGTH, Metrics, metrics_from_histogram
 from hansa_common.vectors import Vector
 from hansa_server.participants import Merchant, Run
@@ -33,11 +33,15 @@ def evaluate(
     split: Split,
     preprocessing: str,
     weights: Vector,
+    stage: Stage = "train",
 ) -> Evaluation:
-    """Ask these registered merchants, in roster order, what weights (num_params,) float32 do on one part of rows."""
+    """Ask these registered merchants, in roster order, what weights (num_params,) float32 do on one part of rows;
+    `stage` is the one that made them.
+    """
 
     def order(merchant: Merchant) -> EvaluateOrder:
-        return EvaluateOrder(**run.header(merchant.name), split=split, preprocessing=preprocessing, weights=weights)
+        header = run.header(merchant.name)
+        return EvaluateOrder(**header, split=split, preprocessing=preprocessing, weights=weights, stage=stage)
 
     def check(merchant: Merchant, reply: Reply) -> EvaluateReply:
         max_examples = run.agreement.cohort.max_examples

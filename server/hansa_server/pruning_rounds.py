@@ -6,6 +6,10 @@ stage `prune`     each round, the mask of the schedule's sparsity is chosen from
                   masked before they are sent and after the step, and the merchants hold them at zero meanwhile
 stage `control`   no masks: what these rounds alone are worth, so that pruning is neither blamed nor praised for them
 
+compression.pruning_rounds reach the agreed sparsity, and as many again train on at it, since the model goes on
+recovering while it does. Of the models from there on, the best on validation rows is kept; the control keeps one of the
+same rounds by the same rule. Each keeps its model's figures on test rows too, which choose nothing.
+
 Either stage begins with the algorithm's state and the merchants' variates anew. Where one of them had no averaged
 round, nothing is pruned. Which weights a mask takes is pruning.py's; whether the pruned model is good enough is for
 finishing.py's judges.
@@ -24,34 +28,56 @@ from hansa_common.vectors import Vector
 from hansa_server.algorithms import initial_state
 from hansa_server.evaluation import evaluate
 from hansa_server.participants import Merchant, Run
+from hansa_server.replies import Split
 from hansa_server.rounds import PlanState, Round, run_round
 from hansa_server.run_events import ModelPruned, PruningStarted, areas
+from hansa_server.selection import Course, Model
 
 PRUNE: Final[Stage] = "prune"
 CONTROL: Final[Stage] = "control"
 
 
 @dataclass(frozen=True)
+class StageModel:
+    """The model that a stage keeps: its weights (num_params,), the round that made them, and what the federation's
+    validation and test rows say of it, None where withheld.
+    """
+
+    weights: Vector
+    round: int = 0
+    validation: Metrics | None = None
+    test: Metrics | None = None
+
+
+@dataclass(frozen=True)
 class Pruned:
-    """What the rounds came to: the pruned weights (num_params,), None where `reason` says that nothing was pruned, and
-    what the federation's validation rows say of it, of the control, and of nothing where withheld.
+    """What the rounds came to: the pruned model and the control, both None where `reason` says that nothing was pruned.
+
+    `num_rounds` is the agreed number, in which the sparsity was reached.
     """
 
     sparsity: float
     num_rounds: int
-    weights: Vector | None
+    model: StageModel | None
+    control: StageModel | None = None
     reason: str = ""
-    validation: Metrics | None = None
-    control: Metrics | None = None
+
+    @property
+    def weights(self) -> Vector | None:
+        """The pruned weights (num_params,)."""
+        return None if self.model is None else self.model.weights
 
     def to_json(self) -> dict[str, Any]:
         """The part of metrics.json that tells of it."""
+        stages = {"pruned": self.model, "control": self.control}
         return {
             "sparsity": self.sparsity,
             "rounds": self.num_rounds,
-            "pruned": self.weights is not None,
+            "pruned": self.model is not None,
             "reason": self.reason,
-            "validation": {"pruned": areas(self.validation), "control": areas(self.control)},
+            "best_round": {name: None if kept is None else kept.round for name, kept in stages.items()},
+            "validation": {name: None if kept is None else areas(kept.validation) for name, kept in stages.items()},
+            "test": {name: None if kept is None else areas(kept.test) for name, kept in stages.items()},
         }
 
 
@@ -72,38 +98,55 @@ class Pruning:
     def pruned(self, weights: Vector) -> Pruned:
         """Prune the model of these weights (num_params,) as the agreement's compression says."""
         agreed = self.run.agreement.compression
-        nothing = Pruned(agreed.sparsity, agreed.pruning_rounds, None)
         self.run.tell(PruningStarted(agreed.sparsity, agreed.pruning_rounds))
-        pruned, control = self._rounds(weights, PRUNE), self._rounds(weights, CONTROL)
+        pruned, control = self._best(weights, PRUNE), self._best(weights, CONTROL)
         if pruned is None or control is None:
             stage, least = PRUNE if pruned is None else CONTROL, self.run.agreement.cohort.min_merchants
-            reason = f"none of {agreed.pruning_rounds} rounds of stage {stage!r} had {least} valid replies"
+            reason = f"none of {2 * agreed.pruning_rounds} rounds of stage {stage!r} had {least} valid replies"
             self.run.tell(ModelPruned(reason, None, None))
-            return replace(nothing, reason=reason)
-        found = replace(nothing, weights=pruned, validation=self._validated(pruned), control=self._validated(control))
-        self.run.tell(ModelPruned("", *(None if m is None else m.pr_auc for m in (found.validation, found.control))))
-        return found
+            return Pruned(agreed.sparsity, agreed.pruning_rounds, None, reason=reason)
+        figures = (None if model.validation is None else model.validation.pr_auc for model in (pruned, control))
+        self.run.tell(ModelPruned("", *figures))
+        tested = self._tested(pruned, PRUNE), self._tested(control, CONTROL)
+        return Pruned(agreed.sparsity, agreed.pruning_rounds, *tested)
 
-    def _rounds(self, weights: Vector, stage: Stage) -> Vector | None:
-        """The weights after all rounds of a stage; None where none of them was averaged."""
-        plan, agreed = self.run.agreement.training.plans[self.plan_index], self.run.agreement.compression
-        state, any_aggregated = PlanState(initial_state(weights, plan)), False
-        for place in range(1, agreed.pruning_rounds + 1):
-            asked = Round(self.rounds_before + place, self.plan_index, plan, self.preprocessing, state, stage)
-            mask = None
-            if stage == PRUNE:
-                sparsity = scheduled_sparsity(agreed.sparsity, place, agreed.pruning_rounds)
-                mask = magnitude_mask(self.spec, state.server.weights, sparsity)
-                asked = replace(asked, state=_held(state, mask), masks=pack_mask(self.spec, mask))
+    def _best(self, weights: Vector, stage: Stage) -> Model | None:
+        """The best model of a stage, of those made once the sparsity is reached; None where no round was averaged."""
+        plan = self.run.agreement.training.plans[self.plan_index]
+        num_rounds = self.run.agreement.compression.pruning_rounds
+        course = Course(self.plan_index, PlanState(initial_state(weights, plan)))
+        for place in range(1, 2 * num_rounds + 1):
+            mask = self._mask(course.state.server.weights, place) if stage == PRUNE else None
+            asked = self._round(_held(course.state, mask), place, stage, mask)
             state, finished = run_round(self.run, self.merchants, asked)
-            any_aggregated = any_aggregated or finished.aggregated
+            if finished.aggregated and place > num_rounds:
+                course = course.with_validation(finished.validation)
             # Again, since the momentum of the coordinator's own step remembers from before a weight was pruned.
-            state = state if mask is None else _held(state, mask)
-        return state.server.weights if any_aggregated else None
+            course = replace(course, state=_held(state, mask))
+            course = course.stepped(course.state, asked.number) if finished.aggregated else course
+        if course.model_round and not course.validated:
+            course = course.with_validation(self._evaluated("validation", course.state.server.weights, stage))
+        return course.kept
 
-    def _validated(self, weights: Vector) -> Metrics | None:
-        return evaluate(self.run, self.merchants, "validation", self.preprocessing, weights).metrics
+    def _mask(self, weights: Vector, place: int) -> Vector:
+        agreed = self.run.agreement.compression
+        reached = min(place, agreed.pruning_rounds)
+        return magnitude_mask(self.spec, weights, scheduled_sparsity(agreed.sparsity, reached, agreed.pruning_rounds))
+
+    def _round(self, state: PlanState, place: int, stage: Stage, mask: Vector | None) -> Round:
+        plan = self.run.agreement.training.plans[self.plan_index]
+        asked = Round(self.rounds_before + place, self.plan_index, plan, self.preprocessing, state, stage)
+        return asked if mask is None else replace(asked, masks=pack_mask(self.spec, mask))
+
+    def _tested(self, model: Model, stage: Stage) -> StageModel:
+        test = self._evaluated("test", model.weights, stage)
+        return StageModel(model.weights, model.round, model.validation, test)
+
+    def _evaluated(self, split: Split, weights: Vector, stage: Stage) -> Metrics | None:
+        return evaluate(self.run, self.merchants, split, self.preprocessing, weights, stage).metrics
 
 
-def _held(state: PlanState, mask: Vector) -> PlanState:
+def _held(state: PlanState, mask: Vector | None) -> PlanState:
+    if mask is None:
+        return state
     return replace(state, server=replace(state.server, weights=masked(state.server.weights, mask)))

@@ -231,7 +231,10 @@ class PruningStarted(Event):
 
     @property
     def line(self) -> str:
-        return f"pruning {self.sparsity:.0%} of the hidden kernels in {self.num_rounds} rounds, and as many without"
+        return (
+            f"pruning {self.sparsity:.0%} of the hidden kernels in {self.num_rounds} rounds, {self.num_rounds} more at "
+            "that, and as many without"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,16 @@ from hansa_client.variates import VariateStore
 from hansa_common import statistics
 from hansa_common.agreement import validate_agreement
 from hansa_common.features import FittedPreprocessing
-from hansa_common.messages import Refusal, RoundOrder, RoundReply, decode, encode, message_hash
+from hansa_common.messages import (
+    EvaluateOrder,
+    EvaluateReply,
+    Refusal,
+    RoundOrder,
+    RoundReply,
+    decode,
+    encode,
+    message_hash,
+)
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.pruning import magnitude_mask, masked, pack_mask
 
@@ -133,3 +142,35 @@ def test_variates_of_one_stage_are_not_those_of_another():
     assert fresh.update.tobytes() == decode(first).update.tobytes()
     # Nor did either touch the training's own.
     assert isinstance(answer(merchant, **plain, included=included), RoundReply)
+
+
+def evaluation(merchant, stage, split="test", agreement=AGREED):
+    trainer, preprocessing = merchant
+    order = EvaluateOrder(
+        run_id="run", sequence=1, recipient="alpha", fingerprint=agreement.fingerprint, deadline_seconds=60,
+        split=split, preprocessing=preprocessing, weights=WEIGHTS, stage=stage,
+    )  # fmt: skip
+    return decode(trainer.answer(encode(order)))
+
+
+@pytest.mark.parametrize("stage", ["prune", "control"])
+def test_models_beside_the_kept_one_leave_nothing_of_a_merchants_own_figures(stage):
+    sharing = validate_agreement({**AGREED.model_dump(), "privacy": {"share_metrics": True}}, "the test")
+    merchant = trainer, _ = new_trainer(sharing)
+    kept = evaluation(merchant, "train", agreement=sharing)
+    figures = trainer.own_figures
+    assert figures is not None
+    beside = evaluation(merchant, stage, agreement=sharing)
+    assert trainer.own_figures is figures
+    assert isinstance(beside, EvaluateReply)
+    # The federation gets its sum all the same.
+    assert beside.histogram.tobytes() == kept.histogram.tobytes()
+    assert kept.metrics is not None
+    assert beside.metrics is None
+
+
+@pytest.mark.parametrize("stage", ["prune", "control"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_model_of_another_stage_is_looked_at_where_nothing_is_to_be_pruned(stage, split):
+    reply = evaluation(new_trainer(UNPRUNED), stage, split, UNPRUNED)
+    assert (type(reply), reply.code) == (Refusal, "not-permitted")

@@ -16,7 +16,7 @@ from hansa_server.compression import compress
 from hansa_server.exchange import Exchange
 from hansa_server.finishing import Finishing
 from hansa_server.participants import Merchant, Run
-from hansa_server.pruning_rounds import Pruned
+from hansa_server.pruning_rounds import Pruned, StageModel
 from hansa_server.run_events import CandidateJudged
 
 pytestmark = pytest.mark.system
@@ -196,7 +196,7 @@ def test_pruned_weights_are_made_small_and_judged_beside_the_kept_ones(finisher)
     ready = finisher(model={"hidden": [8]})
     kept = ready.weights
     small = masked(kept, magnitude_mask(ready.spec, kept, 0.5))
-    finished = ready.finished(pruning=Pruned(0.5, 4, small))
+    finished = ready.finished(pruning=Pruned(0.5, 4, StageModel(small)))
     assert finished.weights.tobytes() == small.tobytes()
     count = finished.compressed.report.kernels["hidden_0.kernel"]
     assert count.float_zeros == num_pruned(count.num_weights, 0.5)
@@ -209,6 +209,6 @@ def test_pruned_weights_are_made_small_and_judged_beside_the_kept_ones(finisher)
 
 def test_kept_weights_are_made_small_where_nothing_could_be_pruned(finisher):
     ready = finisher(model={"hidden": [8]})
-    finished = ready.finished(pruning=Pruned(0.5, 4, None, "none of 4 rounds"))
+    finished = ready.finished(pruning=Pruned(0.5, 4, None, reason="none of 4 rounds"))
     assert finished.weights.tobytes() == ready.weights.tobytes()
     assert finished.to_json()["compression"]["pruning"]["reason"] == "none of 4 rounds"

@@ -1,5 +1,5 @@
 """Pruning over merchants: the masks are the schedule's of the weights of that moment, pruned weights stay zero whatever
-a merchant does, and the control is the same rounds without them.
+a merchant does, the control is the same rounds without them, and either keeps its best model on validation rows.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hansa_common.messages import EvaluateOrder, RoundOrder
+from hansa_common.metrics import metrics_from_histogram
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.pruning import magnitude_mask, masked, num_pruned, scheduled_sparsity, unpack_mask
 from hansa_server.algorithms import initial_state, step
@@ -48,9 +49,20 @@ class Pruner:
     def orders(self, stage):
         return [o for o in self.shops["alpha"].seen if isinstance(o, RoundOrder) and o.stage == stage]
 
-    def validated(self):
-        """The weights that were evaluated at the end: pruned ones, and the control's."""
-        return [order.weights for order in self.shops["alpha"].seen if isinstance(order, EvaluateOrder)]
+    def evaluated(self, split):
+        """Stage -> weights that were evaluated apart from the rounds on one part of the rows."""
+        seen = [o for o in self.shops["alpha"].seen if isinstance(o, EvaluateOrder) and o.split == split]
+        assert len({order.stage for order in seen}) == len(seen)
+        return {order.stage: order.weights for order in seen}
+
+    def candidates(self, stage):
+        """The models of a stage that are validated once the sparsity is reached, in order."""
+        incoming = [order.weights for order in self.orders(stage)[NUM_ROUNDS:]]
+        return [*incoming, self.evaluated("validation")[stage]]
+
+    def pr_auc(self, weights, split="validation"):
+        """What the shops' rows say, outside of any message."""
+        return metrics_from_histogram(sum(shop.histogram(split, weights) for shop in self.shops.values())).pr_auc
 
 
 @pytest.fixture
@@ -91,7 +103,7 @@ def test_pruned_model_has_the_agreed_share_of_zeros_though_merchants_move_every_
     ready = pruner(training=PLANS[algorithm])
     pruned = ready.pruned()
     assert holds_the_agreed_zeros(ready.spec, pruned.weights)
-    assert pruned.weights.tobytes() == ready.validated()[0].tobytes()
+    assert all(holds_the_agreed_zeros(ready.spec, weights) for weights in ready.candidates("prune"))
 
 
 @pytest.mark.parametrize("algorithm", PLANS)
@@ -99,28 +111,70 @@ def test_control_has_no_zeros_and_is_the_same_rounds_from_the_same_start(pruner,
     ready = pruner(training=PLANS[algorithm])
     pruned = ready.pruned()
     control, prune = ready.orders("control"), ready.orders("prune")
-    numbers = [ROUNDS_BEFORE + place for place in range(1, NUM_ROUNDS + 1)]
+    numbers = [ROUNDS_BEFORE + place for place in range(1, 2 * NUM_ROUNDS + 1)]
     assert [order.round for order in control] == [order.round for order in prune] == numbers
     assert [order.cohort for order in control] == [order.cohort for order in prune]
     assert all(order.masks.size == 0 for order in control)
     assert control[0].weights.tobytes() == ready.weights.tobytes()
-    assert all(zeros == 0 for _, zeros in kernel_zeros(ready.spec, ready.validated()[1]))
-    assert pruned.control is not None
+    assert all(zeros == 0 for _, zeros in kernel_zeros(ready.spec, pruned.control.weights))
+
+
+@pytest.mark.parametrize("algorithm", PLANS)
+def test_each_stage_keeps_its_best_model_on_validation_rows_of_those_at_full_sparsity(pruner, algorithm):
+    ready = pruner(training=PLANS[algorithm])
+    pruned = ready.pruned()
+    for stage, kept in (("prune", pruned.model), ("control", pruned.control)):
+        candidates = ready.candidates(stage)
+        assert len(candidates) == NUM_ROUNDS + 1
+        figures = [ready.pr_auc(weights) for weights in candidates]
+        best = figures.index(max(figures))
+        assert kept.weights.tobytes() == candidates[best].tobytes()
+        assert kept.round == ROUNDS_BEFORE + NUM_ROUNDS + best
+        assert kept.validation.pr_auc == pytest.approx(max(figures))
+
+
+def test_test_rows_are_asked_once_for_what_each_stage_kept_and_choose_nothing(pruner):
+    ready = pruner()
+    pruned = ready.pruned()
+    for stage, name, kept in (("prune", "pruned", pruned.model), ("control", "control", pruned.control)):
+        assert ready.evaluated("test")[stage].tobytes() == kept.weights.tobytes()
+        assert pruned.to_json()["test"][name]["pr_auc"] == pytest.approx(ready.pr_auc(kept.weights, "test"))
+    seen = [order for order in ready.shops["alpha"].seen if isinstance(order, RoundOrder | EvaluateOrder)]
+    assert [getattr(order, "split", None) for order in seen[-2:]] == ["test", "test"]
+
+
+def withheld(_, reply):
+    return reply.model_copy(update={"validation": np.zeros_like(reply.validation)})
+
+
+def nothing_told(_, reply):
+    return reply.model_copy(update={"histogram": np.zeros_like(reply.histogram)})
+
+
+def test_last_model_is_kept_where_every_figure_is_withheld(pruner, world):
+    ready = pruner()
+    peers = {
+        name: world.changed(world.changed(shop, withheld), nothing_told, EvaluateOrder)
+        for name, shop in ready.shops.items()
+    }
+    pruned = ready.pruned(peers)
+    assert pruned.model.round == pruned.control.round == ROUNDS_BEFORE + 2 * NUM_ROUNDS
+    assert pruned.to_json()["validation"] == pruned.to_json()["test"] == {"pruned": None, "control": None}
 
 
 def test_every_round_prunes_by_the_schedule_what_is_smallest_at_that_moment(pruner):
     """The slow reference: FedAvg over the shops' updates, one round after the other."""
     ready = pruner(training=PLANS["fedavg"])
-    pruned = ready.pruned()
+    ready.pruned()
     plan, weights = ready.agreement.training.plans[0], ready.weights
     for place, order in enumerate(ready.orders("prune"), start=1):
-        mask = magnitude_mask(ready.spec, weights, scheduled_sparsity(SPARSITY, place, NUM_ROUNDS))
+        mask = magnitude_mask(ready.spec, weights, scheduled_sparsity(SPARSITY, min(place, NUM_ROUNDS), NUM_ROUNDS))
         np.testing.assert_array_equal(unpack_mask(ready.spec, order.masks), mask)
         assert order.weights.tobytes() == masked(weights, mask).tobytes()
         updates = [shop.update(order).astype(float) * ROWS[name] for name, shop in ready.shops.items()]
         stepped = step(initial_state(order.weights, plan), plan, sum(updates) / sum(ROWS.values())).weights
         weights = masked(stepped, mask)
-    np.testing.assert_allclose(pruned.weights, weights, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(ready.evaluated("validation")["prune"], weights, rtol=0, atol=1e-7)
 
 
 def test_scaffold_begins_each_stage_without_variates(pruner):
@@ -142,18 +196,18 @@ def test_stage_in_which_nothing_was_averaged_prunes_nothing_and_says_so(pruner, 
     ready = pruner()
     pruned = ready.pruned(ready.silent_in(stage))
     assert pruned.weights is None
-    assert f"none of 3 rounds of stage '{stage}'" in pruned.reason
+    assert f"none of 6 rounds of stage '{stage}'" in pruned.reason
     assert not pruned.to_json()["pruned"]
     (event,) = [event for event in ready.events if isinstance(event, ModelPruned)]
     assert event.line == f"the model is not pruned: {pruned.reason}"
 
 
-def test_one_lost_round_leaves_the_agreed_zeros(pruner, world):
+@pytest.mark.parametrize("lost", [{NUM_ROUNDS}, {2 * NUM_ROUNDS}, set(range(2, 2 * NUM_ROUNDS + 1))])
+def test_lost_rounds_leave_the_agreed_zeros(pruner, world, lost):
     ready = pruner()
-    last = ROUNDS_BEFORE + NUM_ROUNDS
 
     def change(order, reply):
-        return None if order.round == last else reply
+        return None if order.round - ROUNDS_BEFORE in lost else reply
 
     pruned = ready.pruned({name: world.changed(shop, change) for name, shop in ready.shops.items()})
     assert holds_the_agreed_zeros(ready.spec, pruned.weights)
@@ -163,5 +217,5 @@ def test_rounds_tell_their_stage(pruner):
     ready = pruner()
     ready.pruned()
     told = [event for event in ready.events if isinstance(event, RoundFinished)]
-    assert [event.to_json()["stage"] for event in told] == ["prune"] * NUM_ROUNDS + ["control"] * NUM_ROUNDS
+    assert [event.to_json()["stage"] for event in told] == ["prune"] * 2 * NUM_ROUNDS + ["control"] * 2 * NUM_ROUNDS
     assert told[0].line.startswith("prune, round 8: 3 of 3 merchants")

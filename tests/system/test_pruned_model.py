@@ -99,11 +99,17 @@ def test_figures_are_of_training_rounds_and_the_lines_of_all(run):
     assert [line for line in lines if line["stage"] == "train"] == metrics["rounds"]
     further = [line["round"] for line in lines if line["stage"] == "prune"]
     last = len(metrics["rounds"])
-    assert further == [line["round"] for line in lines if line["stage"] == "control"] == [last + 1, last + 2]
+    assert (
+        further
+        == [line["round"] for line in lines if line["stage"] == "control"]
+        == [last + 1, last + 2, last + 3, last + 4]
+    )
     told = metrics["compression"]["pruning"]
     assert (told["sparsity"], told["rounds"], told["pruned"]) == (SPARSITY, PRUNING_ROUNDS, True)
-    assert 0 < told["validation"]["pruned"]["pr_auc"] <= 1
-    assert 0 < told["validation"]["control"]["pr_auc"] <= 1
+    for rows in ("validation", "test"):
+        for stage in ("pruned", "control"):
+            assert 0 < told[rows][stage]["pr_auc"] <= 1
+            assert last + PRUNING_ROUNDS <= told["best_round"][stage] <= last + 2 * PRUNING_ROUNDS
 
 
 def test_same_seed_leaves_the_same_small_model_byte_for_byte(run, tmp_path):
