@@ -1,7 +1,8 @@
-"""The Flower ServerApp: a run folder in, a trained model and its figures out.
+"""The Flower ServerApp: a run folder in, a trained model and its figures out; once that is signed, its delivery.
 
-The folder that run config names is the whole interface: run_folder.py says what stands in it. Nothing that can
-change a result or a guarantee is read from anywhere else. A simulation calls the same app with its own grid.
+The folder that run config names is the whole interface: run_folder.py says what stands in it. A folder with a signed
+bundle is one to deliver, and every other a run's that is to begin. Nothing that can change a result or a guarantee is
+read from anywhere else. A simulation calls the same app with its own grid.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from hansa_server import run_folder
-from hansa_server.federation import run_federation
+from hansa_server.delivery import deliver
+from hansa_server.federation import SYSTEM_CLOCK, run_federation
 from hansa_server.progress import RunProgress
 from hansa_server.run_events import Event, RoundFinished
 
@@ -26,8 +28,16 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator]  # Flower is followed as untyped
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation whose agreement is in the run folder, and leave its outcome there."""
+    """Do what is next with the run folder: run its federation, or deliver what came of it."""
     folder = Path(str(context.run_config["run-folder"]))
+    if run_folder.has_bundle(folder):
+        with RunProgress() as progress:
+            deliver(grid, folder, run_id=uuid.uuid4().hex, on_event=progress.show, clock=SYSTEM_CLOCK)
+    else:
+        _train(grid, folder)
+
+
+def _train(grid: Grid, folder: Path) -> None:
     agreement = run_folder.open_run(folder)
     with run_folder.failure_told(folder), RunProgress() as progress:
 

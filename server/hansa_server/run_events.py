@@ -303,6 +303,35 @@ class RunFinished(Event):
         )
 
 
+@dataclass(frozen=True)
+class DeliveryStarted(Event):
+    """The finished bundle is to go out; `outstanding` do not have it yet, and others of the run may get it again."""
+
+    bundle_id: str
+    outstanding: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        return f"delivering bundle {self.bundle_id[:12]}; waiting for {', '.join(self.outstanding)}"
+
+
+@dataclass(frozen=True)
+class DeliveryFinished(Event):
+    """The merchants who have the bundle now; for others, why they have not."""
+
+    delivered: tuple[str, ...]
+    missing: Mapping[str, str]
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING if self.missing else logging.INFO
+
+    @property
+    def line(self) -> str:
+        missing = ", ".join(f"{name} ({word})" for name, word in self.missing.items())
+        return f"the bundle is at {', '.join(self.delivered) or 'nobody'}" + (missing and f"; not at {missing}")
+
+
 def areas(metrics: Metrics | None) -> dict[str, float] | None:
     """The two figures that are shown everywhere, or None.
 

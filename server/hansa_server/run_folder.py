@@ -9,6 +9,7 @@ small/             the run, last    the small model, where one was released: the
                                     that pruning left, and float.tflite and int8.tflite made from them
 bundle/            write_bundle     what merchants score with: the small model under a signed manifest
 coordinator.pub    write_bundle     the public key that it is signed with
+deliveries.json    delivery.py      who has the bundle, and why others have not
 hash.key           a simulation     the made-up key of hashed categories, to score with
 report.html        the run, last    the report
 metrics.json       the run, last    the figures; where it is, the run is finished
@@ -31,7 +32,7 @@ from typing import Any, Final
 
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement, validate_agreement
-from hansa_common.bundle import FLOAT_NAME, INT8_NAME, TRUSTED_KEY_NAME, BundleParts, make_bundle
+from hansa_common.bundle import FLOAT_NAME, INT8_NAME, TRUSTED_KEY_NAME, BundleParts, make_bundle, verify_bundle
 from hansa_common.durable_files import UNFINISHED_SUFFIX
 from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
 from hansa_common.features import FittedPreprocessing
@@ -46,6 +47,7 @@ ROUNDS: Final = "rounds.jsonl"
 MODEL: Final = "model"
 SMALL: Final = "small"
 BUNDLE: Final = "bundle"
+DELIVERIES: Final = "deliveries.json"
 HASH_KEY: Final = "hash.key"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
@@ -186,6 +188,27 @@ def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = Non
     return public_key
 
 
+def read_bundle(folder: Path) -> tuple[Agreement, dict[str, bytes]]:
+    """The agreement of a run and the files of its signed bundle, name -> bytes, verified under the key beside it.
+
+    Raises:
+        UsageError: there is no bundle.
+        BundleError: it is not what was signed.
+    """
+    try:
+        files = {path.name: path.read_bytes() for path in sorted((folder / BUNDLE).iterdir())}
+        public_key = (folder / TRUSTED_KEY_NAME).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise UsageError(f"{folder} holds no signed bundle: {error.filename}: {error.strerror}") from error
+    verify_bundle(files, public_key)
+    return _agreement(folder), files
+
+
+def has_bundle(folder: Path) -> bool:
+    """Whether a finished run's small model was signed."""
+    return (folder / BUNDLE).is_dir()
+
+
 def has_small_model(folder: Path) -> bool:
     """Whether a finished run's small model was released."""
     return (folder / SMALL).is_dir()
@@ -220,7 +243,8 @@ def _reason(folder: Path) -> str:
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
     folders = [name + suffix for name in (BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
-    for name in (METRICS, FAILURE, REPORT, ROUNDS, TRUSTED_KEY_NAME, HASH_KEY, *folders, AGREEMENT_TOML, AGREEMENT):
+    files = (FAILURE, REPORT, ROUNDS, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
+    for name in (METRICS, *files, *folders, AGREEMENT_TOML, AGREEMENT):
         durable_files.remove_all(folder / name)
 
 
