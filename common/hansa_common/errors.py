@@ -54,6 +54,12 @@ class AgreementMismatchError(PolicyError):
     code = "agreement-mismatch"
 
 
+class ReplayError(PolicyError):
+    """An order was taken before, or is older than one that was; the message says which it is and which may come."""
+
+    code = "replayed"
+
+
 class DeadlineError(MerchantError):
     """The local work did not fit in the order's deadline; it stopped at a chunk boundary."""
 
