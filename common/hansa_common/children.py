@@ -1,7 +1,7 @@
 """Child processes that end with a block of code, or with their parent: each leads a process group, and none is left.
 
 A child's standard input is a pipe that closes when this process ends, however it ends: a child of our own watches it
-(`wait_for_end_of_parent`); one that does not, such as SuperLink, outlives a parent that is killed.
+(`wait_for_end_of_parent`, `end_with_parent`); one that does not outlives a parent that is killed.
 """
 
 from __future__ import annotations
@@ -85,6 +85,16 @@ def wait_for_end_of_parent() -> None:
     # Not through sys.stdin: a thread that waits in it holds a lock that a closing interpreter needs, which then aborts.
     while os.read(STDIN, _STDIN_BYTES):
         pass
+
+
+def end_with_parent() -> None:
+    """From now on, end this process as SIGTERM does once its parent has ended."""
+
+    def watch() -> None:
+        wait_for_end_of_parent()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""`hansa server`: start the coordinator's SuperLink, and train a model over the merchants connected to it.
+"""`hansa server`: start the coordinator's SuperLink, train a model over the merchants connected to it, and deliver it.
 
 Development mode: everything listens on this machine only, because nothing here encrypts or authenticates. Errors are
 raised: the dispatcher tells them.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from hansa_common.addresses import Address, loopback_address
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
-from hansa_common.errors import RunFailedError, TransportError
+from hansa_common.errors import CoordinatorError, RunFailedError, TransportError
 from hansa_common.stopping import stopped_by_sigterm
 from hansa_server import run_folder, superlink
 from hansa_server.signing import signing_key
+
+if TYPE_CHECKING:
+    from hansa_server.delivery import Consignment
 
 server = typer.Typer(name="server", help="Coordinate a federation.", no_args_is_help=True)
 
@@ -52,12 +54,34 @@ def train(
     if seed is not None:
         agreed = agreed.with_seed(seed)
     with stopped_by_sigterm():
-        metrics = _train(agreed, out.absolute(), loopback_address(server), sys.stderr if as_json else sys.stdout)
-    if run_folder.has_small_model(out):
-        public_key = run_folder.write_bundle(out, signing_key(state.absolute()))
-        typer.echo(f"server: {out / run_folder.BUNDLE} is signed by {public_key}", err=as_json)
+        control = superlink.Control.of(_answering(server), state.absolute())
+        metrics = _train(agreed, out.absolute(), control, sys.stderr if as_json else sys.stdout)
+        if run_folder.has_small_model(out):
+            _sign(out, state.absolute(), err=as_json)
+            consignment = _deliver(out.absolute(), control, sys.stderr if as_json else sys.stdout)
+            if consignment.missing:
+                typer.echo(f"server: {_outstanding(consignment, out)}", err=as_json)
     if as_json:
         typer.echo(json.dumps(metrics))
+
+
+@server.command()
+def deliver(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    state: Annotated[Path, typer.Option(help="Where the coordinator's signing key is kept.")] = Path(".hansa/server"),
+    as_json: Annotated[bool, typer.Option("--json", help="End with who has it as JSON; progress to stderr.")] = False,
+) -> None:
+    """Deliver a run's signed bundle to those of its merchants that are connected now, as after a training."""
+    if not run_folder.has_bundle(run):
+        _sign(run, state.absolute(), err=as_json)
+    with stopped_by_sigterm():
+        control = superlink.Control.of(_answering(server), state.absolute())
+        consignment = _deliver(run.absolute(), control, sys.stderr if as_json else sys.stdout)
+    if as_json:
+        typer.echo(json.dumps({"bundle": consignment.bundle_id, "merchants": dict(consignment.words)}))
+    if consignment.missing:
+        raise CoordinatorError(_outstanding(consignment, run))
 
 
 def _start(address: Address, state: Path) -> None:
@@ -68,16 +92,44 @@ def _start(address: Address, state: Path) -> None:
         raise TransportError(f"SuperLink ended with code {code}; its log is {state / superlink.LOG_NAME}")
 
 
-def _train(agreement: Agreement, out: Path, address: Address, progress: TextIO) -> dict[str, Any]:
+def _answering(server: str) -> Address:
+    address = loopback_address(server)
     if not superlink.is_superlink(address):
         raise TransportError(f"no SuperLink answers at {address}; start one with `hansa server start`")
+    return address
+
+
+def _train(agreement: Agreement, out: Path, control: superlink.Control, progress: TextIO) -> dict[str, Any]:
     run_folder.create(out, agreement)
-    with tempfile.TemporaryDirectory(prefix="hansa-") as workspace:
-        control = superlink.Control.prepared(Path(workspace), address)
-        run_id = control.start_run(out)
-        try:
-            control.follow_run(run_id, progress.buffer)
-        except KeyboardInterrupt:
-            control.stop_run(run_id)
-            raise RunFailedError(f"run {run_id} was stopped before its end") from None
+    _run(out, control, progress)
     return run_folder.read_outcome(out)
+
+
+def _sign(folder: Path, state: Path, *, err: bool) -> None:
+    public_key = run_folder.write_bundle(folder, signing_key(state))
+    typer.echo(f"server: {folder / run_folder.BUNDLE} is signed by {public_key}", err=err)
+
+
+def _deliver(folder: Path, control: superlink.Control, progress: TextIO) -> Consignment:
+    """Hand the folder to Flower once more: what is signed in it is delivered."""
+    # Late: Flower's server side takes a second to import.
+    from hansa_server.delivery import Consignment
+
+    # Before anything is started, because it can be refused.
+    Consignment.of_run(folder)
+    _run(folder, control, progress)
+    return Consignment.of_run(folder)
+
+
+def _run(folder: Path, control: superlink.Control, progress: TextIO) -> None:
+    run_id = control.start_run(folder)
+    try:
+        control.follow_run(run_id, progress.buffer)
+    except KeyboardInterrupt:
+        control.stop_run(run_id)
+        raise RunFailedError(f"run {run_id} was stopped before its end") from None
+
+
+def _outstanding(consignment: Consignment, folder: Path) -> str:
+    names = ", ".join(f"{name} ({word})" for name, word in consignment.missing.items())
+    return f"not everyone has the bundle yet: {names}; when they are connected: hansa server deliver {folder}"

@@ -252,6 +252,7 @@ def hansa_rounds(folder: Path, num_rounds: int) -> RoundWatch:
             wait_until(lambda log=log: "waiting for orders" in log.read_text(), client, log)
         with RoundWatch(out / run_folder.ROUNDS) as watch:
             words = [*HANSA, "server", "train", str(agreement), "--out", str(out), "--server", str(server)]
+            words += ["--state", str(folder / "state" / "server")]
             run_to_end(words, environment, folder / "train.log")
     check_hansa_run(out, num_rounds)
     return watch

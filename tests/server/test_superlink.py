@@ -1,22 +1,17 @@
-"""The coordinator's transport: the bundle carries no code, nothing listens beyond this machine, errors are one line."""
+"""The coordinator's transport: nothing listens beyond this machine, a run needs its token, errors are one line."""
 
 from __future__ import annotations
 
-import io
 import socket
-import tomllib
-import zipfile
-from pathlib import Path
 
 import pytest
-from flwr.cli.build import build_fab_from_disk
 
 from hansa_common.addresses import Address
 from hansa_common.errors import UsageError
 from hansa_common.flower_environment import flower_environment
 from hansa_server import superlink
+from hansa_server.signing import PUBLISHER_KEY_NAME, publisher_key
 
-ROOT = Path(__file__).parents[2]
 AGREEMENT = """
 task = "fraud"
 [label]
@@ -53,22 +48,6 @@ def agreement(tmp_path):
 
 def lines(result) -> list[str]:
     return result.stderr.strip().splitlines()
-
-
-def test_bundle_carries_no_code(tmp_path):
-    control = superlink.Control.prepared(tmp_path, Address("127.0.0.1", 8000))
-    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(control.workspace / "bundle")))
-    assert sorted(bundle.namelist()) == [".info/CONTENT", "README.md", "pyproject.toml"]
-
-
-def test_bundle_says_what_the_project_says():
-    def app(text: str) -> dict:
-        return tomllib.loads(text)["tool"]["flwr"]["app"]
-
-    whole = (ROOT / "pyproject.toml").read_text()
-    assert app(superlink.BUNDLE_TOML) == app(whole)
-    for key in ("name", "version", "license"):
-        assert tomllib.loads(superlink.BUNDLE_TOML)["project"][key] == tomllib.loads(whole)["project"][key]
 
 
 def test_flower_talks_to_nobody_and_keeps_its_files_here(tmp_path):
@@ -116,6 +95,31 @@ def test_training_without_a_superlink_is_one_clear_line_and_leaves_no_folder(han
 
 def test_something_else_on_the_port_is_not_taken_for_a_superlink(taken_port):
     assert not superlink.is_superlink(Address("127.0.0.1", taken_port))
+
+
+def test_lines_come_whole_from_a_log_in_pieces():
+    pieces = ["ro", "und 1\nround", "", " 2\n\n", "the end"]
+    assert list(superlink._lines(pieces)) == ["round 1\n", "round 2\n", "\n", "the end"]
+
+
+def test_folder_of_no_superlink_is_one_clear_line(tmp_path):
+    with pytest.raises(UsageError, match="--state") as refused:
+        superlink.Control.of(Address("127.0.0.1", 8000), tmp_path)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_token_is_in_no_text_of_the_control(tmp_path):
+    (tmp_path / superlink.TOKEN_NAME).write_text("secret" * 5)
+    assert "secret" not in repr(superlink.Control.of(Address("127.0.0.1", 8000), tmp_path))
+
+
+def test_publisher_key_that_others_can_read_is_refused_before_anything_starts(tmp_path):
+    state = tmp_path / "state"
+    publisher_key(state)
+    (state / PUBLISHER_KEY_NAME).chmod(0o644)
+    with pytest.raises(UsageError, match="chmod 600"), superlink.running(Address("127.0.0.1", 1), state):
+        pass
+    assert [path.name for path in state.iterdir()] == [PUBLISHER_KEY_NAME]
 
 
 def test_missing_agreement_is_one_clear_line(hansa, tmp_path):
