@@ -54,6 +54,12 @@ class AgreementMismatchError(PolicyError):
     code = "agreement-mismatch"
 
 
+class NotNowError(PolicyError):
+    """An order comes while this merchant takes none: it is paused, or the hour is not one that it allows."""
+
+    code = "not-now"
+
+
 class ReplayError(PolicyError):
     """An order was taken before, or is older than one that was; the message says which it is and which may come."""
 

@@ -1,0 +1,241 @@
+"""What one merchant permits beyond the agreement: its own merchant.toml, asked for every order.
+
+Every key is optional, and what is left out is as the agreement says. A key makes nothing stricter in silence: an order
+that asks for more is refused, saying what it asks and what is allowed.
+
+key                           refuses
+max_rounds                    a round with a higher number, in every stage
+max_local_epochs              a round under a plan with more local epochs
+min_cohort                    a round with fewer merchants
+secure_aggregation_required   every round, for this version has no secure aggregation
+min_count                     whatever counts rows, where the agreement releases lower counts
+min_positives                 whatever is scored, where the agreement releases histograms of fewer positives
+max_update_norm               to send an update of a larger L2 norm
+allowed_hours                 everything outside these hours of this machine's clock, "22:00-06:00"
+paused                        everything
+
+The file is read anew for each order: a merchant that pauses does so at once. What the agreement itself allows is
+policy.py's, which agreements are approved approvals.py's.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationError, field_validator
+
+from hansa_common.agreement import Agreement
+from hansa_common.errors import NotNowError, PolicyError, UsageError
+from hansa_common.messages import (
+    CandidateOrder,
+    EvaluateOrder,
+    Order,
+    RangesOrder,
+    Reply,
+    RoundOrder,
+    RoundReply,
+    StatisticsOrder,
+)
+from hansa_common.schema import Section
+from hansa_common.vectors import l2_norm
+
+POLICY_NAME: Final = "merchant.toml"
+MAX_POLICY_BYTES: Final = 1 << 16
+_HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+
+Floor = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class MerchantPolicy(Section):
+    """The keys of merchant.toml; see the module."""
+
+    max_rounds: Annotated[int, Field(ge=0)] | None = None
+    max_local_epochs: Annotated[int, Field(ge=0)] | None = None
+    min_cohort: Annotated[int, Field(ge=1)] | None = None
+    secure_aggregation_required: bool = False
+    min_count: Floor | None = None
+    min_positives: Floor | None = None
+    max_update_norm: Annotated[float, Field(gt=0)] | None = None
+    allowed_hours: str | None = None
+    paused: bool = False
+
+    @field_validator("allowed_hours")
+    @classmethod
+    def _are_hours(cls, value: str | None) -> str | None:
+        if value is not None:
+            begin, end = _hours(value)
+            if begin == end:
+                raise ValueError(f"{value} begins where it ends; leave allowed_hours out to allow all hours")
+        return value
+
+    def verify(self, order: Order, agreement: Agreement, now: time) -> None:
+        """Permit an order that the agreement permits, at this time of the merchant's clock.
+
+        Raises:
+            NotNowError: it is paused, or outside the allowed hours.
+            PolicyError: it asks for more than this merchant allows.
+        """
+        self._verify_time(now)
+        if isinstance(order, StatisticsOrder | RangesOrder):
+            self._verify_floor("min_count", agreement.privacy.min_count, self.min_count)
+        if isinstance(order, RoundOrder | EvaluateOrder | CandidateOrder):
+            self._verify_floor("min_positives", agreement.privacy.min_positives, self.min_positives)
+        if isinstance(order, RoundOrder):
+            self._verify_round(order, agreement)
+
+    def verify_reply(self, reply: Reply) -> None:
+        """Let a reply go that this merchant has computed.
+
+        Raises:
+            PolicyError: it holds an update that is longer than this merchant allows.
+        """
+        if not isinstance(reply, RoundReply) or self.max_update_norm is None:
+            return
+        norm, most = l2_norm(reply.update), self.max_update_norm
+        if norm > most:
+            raise PolicyError(f"the update has norm {norm:.6g}, {POLICY_NAME} has max_update_norm = {most}")
+
+    def conflicts(self, agreement: Agreement) -> list[str]:
+        """What of this agreement would be refused sooner or later, one line each; nothing where all fits."""
+        plans, privacy = agreement.training.plans, agreement.privacy
+        last_round = agreement.training.rounds
+        if agreement.compression.sparsity:
+            last_round += agreement.compression.pruning_rounds
+        epochs = max(plan.local_epochs for plan in plans)
+        least = agreement.cohort.min_merchants
+        found = [
+            (self._exceeds(self.max_rounds, last_round), "max_rounds", f"rounds up to {last_round}"),
+            (self._exceeds(self.max_local_epochs, epochs), "max_local_epochs", f"{epochs} local epochs"),
+            (self._exceeds(least, self.min_cohort), "min_cohort", f"cohorts of {least}"),
+            (self.secure_aggregation_required, "secure_aggregation_required", "updates in the clear"),
+            (self._exceeds(privacy.min_count, self.min_count), "min_count", f"counts from {privacy.min_count} on"),
+            (
+                self._exceeds(privacy.min_positives, self.min_positives),
+                "min_positives",
+                f"histograms from {privacy.min_positives} positives on",
+            ),
+        ]
+        return [
+            f"the agreement asks for {asked}, {POLICY_NAME} has {key} = {_toml(getattr(self, key))}"
+            for is_refused, key, asked in found
+            if is_refused
+        ]
+
+    @staticmethod
+    def _exceeds(most: int | None, asked: int | None) -> bool:
+        return most is not None and asked is not None and asked > most
+
+    def _verify_time(self, now: time) -> None:
+        if self.paused:
+            raise NotNowError(f"the order comes while this merchant is paused; {POLICY_NAME} has paused = true")
+        if self.allowed_hours is not None and not _is_within(now, *_hours(self.allowed_hours)):
+            raise NotNowError(
+                f"the order comes at {now:%H:%M}, {POLICY_NAME} has allowed_hours = {_toml(self.allowed_hours)}"
+            )
+
+    def _verify_round(self, order: RoundOrder, agreement: Agreement) -> None:
+        if self.secure_aggregation_required:
+            raise PolicyError(
+                f"the order asks for an update in the clear, {POLICY_NAME} has secure_aggregation_required = true; "
+                "this version has no secure aggregation"
+            )
+        if self._exceeds(self.max_rounds, order.round):
+            raise PolicyError(_refusal("round", order.round, "max_rounds", self.max_rounds))
+        num_epochs = agreement.training.plans[order.plan].local_epochs
+        if self._exceeds(self.max_local_epochs, num_epochs):
+            raise PolicyError(_refusal("local epochs:", num_epochs, "max_local_epochs", self.max_local_epochs))
+        if self._exceeds(len(order.cohort), self.min_cohort):
+            raise PolicyError(_refusal("a cohort of", len(order.cohort), "min_cohort", self.min_cohort))
+
+    def _verify_floor(self, key: str, agreed: int, own: int | None) -> None:
+        if self._exceeds(agreed, own):
+            raise PolicyError(_refusal(f"what is released from {key}", agreed, key, own))
+
+
+class PolicyFile:
+    """merchant.toml on disk. One that is not there allows what the agreement allows; one that goes while it is in use
+    allows nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._was_there = False
+
+    def current(self) -> MerchantPolicy:
+        """The policy as it stands now.
+
+        Raises:
+            UsageError: the file cannot be read or does not hold, or is gone since it was last read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(MAX_POLICY_BYTES + 1)
+        except FileNotFoundError:
+            if self._was_there:
+                raise UsageError(f"{self.path} is gone, and what it allowed with it; put it back") from None
+            return MerchantPolicy()
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be read: {error.strerror}") from error
+        self._was_there = True
+        if len(content) > MAX_POLICY_BYTES:
+            raise UsageError(f"{self.path} has more than {MAX_POLICY_BYTES} bytes, which is no merchant's policy")
+        return parse_policy(content, str(self.path))
+
+
+def parse_policy(content: bytes, source: str) -> MerchantPolicy:
+    """Read TOML into a policy.
+
+    Raises:
+        UsageError: not TOML, or a key is unknown, or a value is out of bounds.
+    """
+    try:
+        values = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source} is not TOML: {error}") from error
+    try:
+        return MerchantPolicy.model_validate(values, strict=True)
+    except ValidationError as error:
+        problems = [_problem(dict(problem)) for problem in error.errors(include_url=False)]
+        raise UsageError(f"{source} does not hold: {'; '.join(problems)}") from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    place = ".".join(map(str, error["loc"]))
+    return f"{place}: {message}" if place else message
+
+
+def _hours(text: str) -> tuple[time, time]:
+    """Begin and end of the allowed hours.
+
+    >>> _hours("22:00-06:00")
+    (datetime.time(22, 0), datetime.time(6, 0))
+    """
+    found = _HOURS.fullmatch(text)
+    if found is None:
+        raise ValueError(f'{text!r} is no time of day; hours look like "22:00-06:00"')
+    hours = [int(part) for part in found.groups()]
+    return time(*hours[:2]), time(*hours[2:])
+
+
+def _is_within(now: time, begin: time, end: time) -> bool:
+    """Whether a time is in [begin, end), which may go over midnight.
+
+    >>> [_is_within(time(hour), time(22), time(6)) for hour in (21, 22, 0, 5, 6)]
+    [False, True, True, True, False]
+    """
+    return begin <= now < end if begin < end else now >= begin or now < end
+
+
+def _refusal(what: str, asked: object, key: str, allowed: object) -> str:
+    return f"the order asks for {what} {asked}, {POLICY_NAME} has {key} = {_toml(allowed)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else f"{value}"
