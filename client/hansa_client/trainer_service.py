@@ -36,8 +36,8 @@ from hansa_client.trainer_link import (
 )
 from hansa_common import children, durable_files
 from hansa_common.errors import HansaError, UsageError
+from hansa_common.log_lines import log_to_stderr
 from hansa_common.messages import Refusal, encode, message_hash
-from hansa_common.plain_text import printable
 
 BUSY_AFTER_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 10.0
@@ -45,19 +45,8 @@ QUALITY_NAME: Final = "data_quality.json"
 # Linux takes 107 bytes in a socket's address, macOS 103.
 MAX_SOCKET_PATH_BYTES: Final = 103
 _NUM_CALLS: Final = 4
-MAX_LOG_CHARS: Final = 2000
 
 _log = logging.getLogger(__name__)
-
-
-class OneLine(logging.Formatter):
-    """Writes a message as one line of bounded length: an order chooses part of what is said of it, and may neither
-    draw on the merchant's terminal, nor forge a line, nor fill a disk.
-    """
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line before a traceback, if there is one."""
-        return printable(super().formatMessage(record), MAX_LOG_CHARS)
 
 
 class TrainerServer:
@@ -181,9 +170,7 @@ def main(
     hash_key: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     """Serve one merchant's trainer; `hansa client start` runs this."""
-    log = logging.StreamHandler()
-    log.setFormatter(OneLine("%(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[log], level=logging.WARNING)
+    log_to_stderr(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

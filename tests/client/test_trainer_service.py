@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import stat
-import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 
 from hansa_client import trainer_link, trainer_service
 from hansa_client.trainer_link import ACCESS_NAME, SOCKET_NAME, Access, RemoteTrainer, answer_seconds, new_access
-from hansa_client.trainer_service import MAX_LOG_CHARS, OneLine, TrainerServer, check_socket_folder
+from hansa_client.trainer_service import TrainerServer, check_socket_folder
 from hansa_common.errors import TransportError, UsageError
 from hansa_common.messages import EvaluateOrder, IntroduceOrder, Refusal, decode, encode, message_hash
 
@@ -147,23 +145,3 @@ def test_caller_waits_for_the_deadline_that_the_order_gives():
     assert answer_seconds(b"not an order") == trainer_link.UNREADABLE_ORDER_SECONDS
     reply = encode(Refusal(merchant="alpha", order_hash="0" * 64, code="failed"))
     assert answer_seconds(reply) == trainer_link.UNREADABLE_ORDER_SECONDS
-
-
-def test_order_cannot_draw_on_the_terminal_forge_a_log_line_or_fill_the_disk():
-    names = tuple(f"name {i}" for i in range(10_000))
-    lines = []
-    for said in ("ok\r\nERROR all rows were sent", "\x1b]0;title\x07\x1b[2J", f"the cohort {names} must name 'alpha'"):
-        record = logging.LogRecord("hansa", logging.ERROR, "", 0, "%s refuses: %s", ("alpha", said), None)
-        lines.append(OneLine("%(levelname)s %(message)s").format(record))
-    assert all(line.startswith("ERROR alpha refuses: ") and line.isprintable() for line in lines)
-    assert max(map(len, lines)) == MAX_LOG_CHARS
-
-
-def test_traceback_after_a_line_stays_whole():
-    try:
-        float("diverged")
-    except ValueError:
-        record = logging.LogRecord("hansa", logging.ERROR, "", 0, "alpha failed", (), sys.exc_info())
-    text = OneLine("%(levelname)s %(message)s").format(record)
-    assert text.startswith("ERROR alpha failed\nTraceback")
-    assert text.endswith("could not convert string to float: 'diverged'")
