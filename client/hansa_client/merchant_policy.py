@@ -218,8 +218,8 @@ def _hours(text: str) -> tuple[time, time]:
     found = _HOURS.fullmatch(text)
     if found is None:
         raise ValueError(f'{text!r} is no time of day; hours look like "22:00-06:00"')
-    hours = [int(part) for part in found.groups()]
-    return time(*hours[:2]), time(*hours[2:])
+    begin_hour, begin_minute, end_hour, end_minute = map(int, found.groups())
+    return time(begin_hour, begin_minute), time(end_hour, end_minute)
 
 
 def _is_within(now: time, begin: time, end: time) -> bool:
