@@ -160,17 +160,23 @@ def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = Non
     key, which is left beside it. `hash_key_id` is of the merchants' key where the agreement names none.
 
     Raises:
-        UsageError: the run's folder holds no small model.
+        UsageError: the run's folder holds no small model, or the agreement names another key as the coordinator's.
         RunFailedError: the run did not finish.
     """
-    metrics, small = read_outcome(folder), folder / SMALL
+    metrics, small, agreement = read_outcome(folder), folder / SMALL, _agreement(folder)
+    public_key = public_key_of(private_key)
+    if agreement.trust is not None and public_key != agreement.trust.coordinator:
+        raise UsageError(
+            f"the signing key is that of {public_key}, the agreement names {agreement.trust.coordinator} as the "
+            "coordinator's, and merchants take nothing else; give the state folder with that key (--state)"
+        )
     try:
         networks = {name: (small / name).read_bytes() for name in (FLOAT_NAME, INT8_NAME)}
     except OSError as error:
         raise UsageError(f"{folder} holds no small model, so there is nothing to bundle: {error}") from error
     spec, weights, preprocessing = load_model_parts(small)
     parts = BundleParts(
-        agreement=_agreement(folder),
+        agreement=agreement,
         run_id=metrics["run_id"],
         spec=spec,
         weights=weights,
@@ -183,7 +189,6 @@ def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = Non
         hash_key_id=hash_key_id,
     )
     durable_files.write_folder(folder / BUNDLE, make_bundle(parts, private_key))
-    public_key = public_key_of(private_key)
     durable_files.write(folder / TRUSTED_KEY_NAME, f"{public_key}\n".encode(), _FOR_ALL)
     return public_key
 

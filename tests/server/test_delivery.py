@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 from flwr.app import Context, RecordDict
 
 from hansa_common import durable_files
-from hansa_common.bundle import FILE_NAMES, make_bundle
+from hansa_common.bundle import FILE_NAMES, FLOAT_NAME, INT8_NAME
 from hansa_common.errors import BundleError, UsageError
 from hansa_common.messages import Delivered, DeliverOrder, IntroduceOrder, Introduction, Refusal
+from hansa_common.model import model_files
 from hansa_common.parcel import unpack
+from hansa_common.trust import Trust
 from hansa_server import run_folder
 from hansa_server.app import app
 from hansa_server.delivery import ABSENT, DELIVERED, NOT_ASKED, WAIT_SECONDS, Consignment, deliver
@@ -28,18 +29,19 @@ class Sender:
         self.world, self.time, self.folder = world, manual_clock, folder
         self.agreement = world.agreement(**{"compression": {"format": "int8"}, **sections})
         run_folder.create(folder, self.agreement)
-        metrics = {"run_id": "training", "merchants": {name: {} for name in ROSTER}}
-        durable_files.write(folder / run_folder.METRICS, json.dumps(metrics).encode())
-        self.unfinished, self.events = unfinished, []
+        parts = unfinished.parts
+        model = model_files(parts.spec, parts.weights, parts.preprocessing)
+        networks = {FLOAT_NAME: parts.float_tflite, INT8_NAME: parts.int8_tflite}
+        durable_files.write_folder(folder / run_folder.SMALL, {**model, **networks})
+        self.key, self.events = unfinished.signing_key, []
         self.files = self.sign()
         self.shops = {name: taking(world.Shop(name, self.agreement)) for name in ROSTER}
 
     def sign(self, run_id="run 1"):
-        parts = dataclasses.replace(self.unfinished.parts, agreement=self.agreement, run_id=run_id)
-        files = make_bundle(parts, self.unfinished.signing_key)
-        durable_files.write_folder(self.folder / run_folder.BUNDLE, files)
-        (self.folder / run_folder.TRUSTED_KEY_NAME).write_text(self.unfinished.trusted + "\n")
-        return files
+        metrics = {"run_id": run_id, "merchants": {name: {} for name in ROSTER}, "bundle": {"sparsity": 0.5}}
+        durable_files.write(self.folder / run_folder.METRICS, json.dumps(metrics).encode())
+        run_folder.write_bundle(self.folder, self.key)
+        return run_folder.read_bundle(self.folder)[1]
 
     def deliver(self, *names, peers=None, run_id="delivery"):
         present = {name: self.shops[name] for name in names or ROSTER} | (peers or {})
@@ -209,3 +211,16 @@ def test_run_that_takes_the_folders_place_takes_the_record_with_it(sender):
     sent.deliver()
     run_folder.create(sent.folder, sent.agreement, overwrite=True)
     assert {path.name for path in sent.folder.iterdir()} == {run_folder.AGREEMENT}
+
+
+def test_key_that_is_not_the_agreements_signs_nothing(sender, unfinished):
+    sent = sender()
+    trust = Trust(coordinator="ab" * 32, merchants=dict(zip(ROSTER, ("0" * 64, "1" * 64, "2" * 64), strict=True)))
+    agreed = sent.agreement.with_trust(trust)
+    durable_files.write(sent.folder / run_folder.AGREEMENT, agreed.canonical_json())
+    durable_files.remove_all(sent.folder / run_folder.BUNDLE)
+    with pytest.raises(UsageError) as refused:
+        sent.sign()
+    assert "ab" * 32 in str(refused.value)
+    assert unfinished.trusted in str(refused.value)
+    assert not run_folder.has_bundle(sent.folder)
