@@ -21,6 +21,7 @@ from typing import Annotated, Final
 import typer
 
 from hansa_client import flower_node
+from hansa_client.enroll_command import enroll
 from hansa_client.fetch_command import fetch
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import SOCKET_NAME
@@ -65,6 +66,7 @@ def start(
         typer.echo(f"{merchant}: stopped")
 
 
+client.command()(enroll)
 client.command()(fetch)
 
 

@@ -66,10 +66,10 @@ def common_name(subject: x509.Name) -> str:
     Raises:
         ValueError: it consists of others, or of more.
     """
-    (attribute,) = subject
-    if attribute.oid != NameOID.COMMON_NAME or not isinstance(attribute.value, str):
-        raise ValueError("the subject is not one common name")
-    return attribute.value
+    match list(subject):
+        case [x509.NameAttribute(oid=NameOID.COMMON_NAME, value=str(name))]:
+            return name
+    raise ValueError("the subject is not one common name")
 
 
 def check_dates(certificate: x509.Certificate, source: str, now: datetime) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from hansa_common import durable_files
+from hansa_common.durable_files import UNFINISHED_SUFFIX
 from hansa_common.errors import UsageError
 
 KEY_BYTES: Final = 32
@@ -58,14 +60,25 @@ def read_private_file(path: Path, what: str) -> bytes:
 
 
 def write_new_file(path: Path, content: bytes) -> None:
-    """Put a file that only this user may read where none is yet; the caller holds the folder.
+    """Put a file that only this user may read where none is yet, whoever else tries at the same time.
 
     Raises:
         UsageError: there is one.
     """
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} is there already and is never written over")
-    durable_files.write(path, content)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=UNFINISHED_SUFFIX)
+    unfinished = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        # A link, because a rename would write over.
+        path.hardlink_to(unfinished)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already and is never written over") from None
+    finally:
+        unfinished.unlink()
+    durable_files.synchronise(path.parent)
 
 
 # Ed25519

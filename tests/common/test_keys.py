@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -150,3 +151,23 @@ def test_public_pem_is_read_back_and_nothing_else_is_taken_for_it():
     ):
         with pytest.raises(ValueError, match="it is no"):
             keys.parse_public_pem(text, keys.NODE_CURVE)
+
+
+def test_of_two_who_make_a_key_at_once_one_is_refused_and_nothing_else_is_left(tmp_path):
+    together, made, refused = threading.Barrier(8), [], []
+
+    def make():
+        together.wait()
+        try:
+            made.append(keys.make_signing_key(tmp_path / "key"))
+        except UsageError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(refused)) == (1, 7)
+    assert keys.read_signing_key(tmp_path / "key", WHAT) == made[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
