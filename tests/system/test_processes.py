@@ -242,14 +242,47 @@ def assert_same_model(one: Path, other: Path) -> None:
             assert first[name].tobytes() == second[name].tobytes(), f"{name} differs"
 
 
-def simulated(folder: Path, table: Path) -> Path:
-    out = folder / "simulation"
-    words = ["simulate", folder / "agreement.toml", table, "--silo", "merchant", "--out", out]
+def told(*words: object) -> str:
+    """What a command that ends by itself says on standard output."""
     finished = subprocess.run(
         [*HANSA, *map(str, words)], capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def simulated(folder: Path, table: Path) -> Path:
+    out = folder / "simulation"
+    told("simulate", folder / "agreement.toml", table, "--silo", "merchant", "--out", out)
     return out
+
+
+def threshold_fetched_and_used(folder: Path, merchant: str, run: Path) -> float:
+    """A merchant fetches the run's very bundle, and with its own threshold scores a table of which a row is bad."""
+    used = folder / "used" / merchant
+    used.mkdir(parents=True)
+    fetched = json.loads(
+        told("client", "fetch", "--state", folder / "state" / merchant, "-o", used / "bundle", "--json")
+    )
+    assert files_in(used / "bundle") == files_in(run / "bundle")
+    assert (used / "coordinator.pub").read_text() == (run / "coordinator.pub").read_text()
+    threshold = fetched["own"]["threshold"]
+    assert 0 < threshold < 1
+    (used / "new.csv").write_text("channel,amount\nshop,99.5\nweb,plenty\nfax,\n")
+    summary = json.loads(told("score", used / "bundle", used / "new.csv", "-o", used / "scores.csv", "--json"))
+    assert (summary["num_scored"], summary["num_rejected"], summary["threshold"]) == (2, 1, threshold)
+    with (used / "scores.csv").open(newline="") as file:
+        scores = list(csv.DictReader(file))
+    assert [int(line["row"]) for line in scores] == [2, 4]
+    assert all(int(line["decision"]) == (float(line["score"]) >= threshold) for line in scores)
+    assert {float(line["threshold"]) for line in scores} == {threshold}
+    rejected = (used / "scores.rejected.csv").read_text().splitlines()
+    assert rejected[1].startswith("3,amount,plenty,")
+    return float(threshold)
+
+
+def files_in(bundle: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in bundle.iterdir()}
 
 
 @pytest.fixture
@@ -273,6 +306,9 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         ):
             assert run.wait_for_end(RUN_SECONDS) == 0, run.text
         seconds = time.monotonic() - began
+        thresholds = {threshold_fetched_and_used(folder, "alpha", out)}
+        again = json.loads(told("server", "deliver", out, "--server", server, *signing, "--json"))
+        assert again["merchants"] == dict.fromkeys(MERCHANTS, "delivered")
         assert [merchant.stop() for merchant in merchants] == [0, 0, 0]
     wait_until_gone(folder)
 
@@ -287,6 +323,9 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         assert own["test"]["roc_auc"] == metrics["merchants"][name]["federated"]["roc_auc"]
     assert len(watch.seen) >= len(MERCHANTS) * NUM_ROUNDS
     assert watch.heavy == set()
+    # Of trainers that were stopped; and each merchant's threshold is its own.
+    thresholds |= {threshold_fetched_and_used(folder, name, out) for name in ("beta", "gamma")}
+    assert len(thresholds) == len(MERCHANTS)
     simulation = simulated(folder, table)
     assert_same_model(out, simulation)
     for name in ("weights.npz", "float.tflite", "int8.tflite"):
@@ -302,9 +341,10 @@ def test_run_without_enough_merchants_fails_and_says_so(folder):
     write_tables(folder)
     short = AGREEMENT.replace("wait_seconds = 120.0", "wait_seconds = 3.0")
     (folder / "agreement.toml").write_text(short)
+    words = ("--out", folder / "run", "--state", folder / "state" / "server")
     with (
         superlink(folder) as server,
-        command("server", "train", folder / "agreement.toml", "--out", folder / "run", "--server", server) as run,
+        command("server", "train", folder / "agreement.toml", *words, "--server", server) as run,
     ):
         assert run.wait_for_end(RUN_SECONDS) == 1, run.text
     assert run.lines[-1].startswith("hansa: ")
