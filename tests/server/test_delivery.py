@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -224,3 +225,35 @@ def test_key_that_is_not_the_agreements_signs_nothing(sender, unfinished):
     assert "ab" * 32 in str(refused.value)
     assert unfinished.trusted in str(refused.value)
     assert not run_folder.has_bundle(sent.folder)
+
+
+@pytest.fixture
+def nobodys_address():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_command_without_a_run_is_one_clear_line(hansa, tmp_path, nobodys_address):
+    result = hansa("server", "deliver", tmp_path, "--server", nobodys_address, "--state", tmp_path / "state")
+    assert result.exit_code == 1, result
+    (line,) = result.stderr.splitlines()
+    assert "did not finish" in line
+
+
+def test_command_without_a_small_model_is_one_clear_line(sender, hansa, tmp_path, nobodys_address):
+    sent = sender()
+    for name in (run_folder.BUNDLE, run_folder.SMALL):
+        durable_files.remove_all(sent.folder / name)
+    result = hansa("server", "deliver", sent.folder, "--server", nobodys_address, "--state", tmp_path / "state")
+    assert result.exit_code == 2, result
+    (line,) = result.stderr.splitlines()
+    assert "nothing to bundle" in line
+
+
+def test_command_without_a_superlink_says_what_to_start(sender, hansa, tmp_path, nobodys_address):
+    sent = sender()
+    result = hansa("server", "deliver", sent.folder, "--server", nobodys_address, "--state", tmp_path / "state")
+    assert result.exit_code == 1, result
+    (line,) = result.stderr.splitlines()
+    assert "hansa server start" in line
