@@ -237,9 +237,9 @@ def test_table_of_messages_holds_every_field_that_can_leave_a_party():
 
 def test_refusal_has_as_many_codes_as_the_documents_say():
     codes = get_args(messages.Refusal.model_fields["code"].annotation)
-    assert len(codes) == 7
+    assert len(codes) == 10
     for name in ("README.md", "docs/security.md"):
-        assert "one of seven words" in text_of(name) or "one code of seven words" in text_of(name)
+        assert "one of ten words" in text_of(name) or "one code of ten words" in text_of(name)
 
 
 def test_reasons_for_which_a_reply_is_left_out_are_told_in_full():

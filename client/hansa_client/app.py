@@ -3,8 +3,8 @@
 It always answers or its process ends, so that it never wedges its SuperNode:
 
 - a trainer's reply, refusals among them, travels as it is;
-- where no trainer can be reached, the coordinator gets a refusal with a code, or where even the merchant's name
-  is unknown, an error of Flower's with one fixed word; never the text of an exception;
+- where no trainer can be reached, the coordinator gets a refusal with a code, which nobody has signed, or where even
+  the merchant's name is unknown, an error of Flower's with one fixed word; never the text of an exception;
 - in a merchant's processes, a watchdog ends this one if it outlives the order's deadline and grace.
 """
 
@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from hansa_client.trainer_link import GRACE_SECONDS, Access, RemoteTrainer, Trainer, answer_seconds
 from hansa_common.errors import TransportError
 from hansa_common.messages import FLOWER_FIELD, FLOWER_RECORD, Refusal, encode, message_hash
+from hansa_common.sealing import unverified
 
 UNREACHABLE_CODE = 1
 
@@ -68,8 +69,8 @@ class _WatchedTrainer:
             return self._trainer.answer(order)
         except TransportError as error:
             _log.error("%s", error)
-            refusal = Refusal(merchant=self._access.merchant, order_hash=message_hash(order), code="failed")
-            return encode(refusal)
+            order_hash = message_hash(unverified(order))
+            return encode(Refusal(merchant=self._access.merchant, order_hash=order_hash, code="failed"))
         finally:
             faulthandler.cancel_dump_traceback_later()
             self._trainer.close()

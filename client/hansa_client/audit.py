@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Audit:
         self._path = path
         self._now = now
         self._chain = Chain()
+        self._writing = threading.Lock()
         if path is not None and path.exists():
             self._chain = verified(path)
             self._repair(path)
@@ -124,11 +126,12 @@ class Audit:
     def _append(self, what: What, **facts: Any) -> None:
         if self._path is None:
             return
-        number, at = self._chain.num_lines + 1, self._now().isoformat(timespec="milliseconds")
-        line = Entry(number=number, at=at, what=what, previous=self._chain.head, **facts).line()
-        self._write(self._path, line + b"\n")
-        num_bytes = self._chain.num_bytes + len(line) + 1
-        self._chain = Chain(number, hashlib.sha256(line).hexdigest(), num_bytes)
+        with self._writing:
+            number, at = self._chain.num_lines + 1, self._now().isoformat(timespec="milliseconds")
+            line = Entry(number=number, at=at, what=what, previous=self._chain.head, **facts).line()
+            self._write(self._path, line + b"\n")
+            num_bytes = self._chain.num_bytes + len(line) + 1
+            self._chain = Chain(number, hashlib.sha256(line).hexdigest(), num_bytes)
 
     def _write(self, path: Path, line: bytes) -> None:
         is_first, num_bytes = self._chain.num_lines == 0, self._chain.num_bytes

@@ -1,4 +1,5 @@
-"""The files a merchant starts with: the agreement it approved, its table, its state folder, the merchants' key.
+"""The files a merchant starts with: the agreement it approved, its table, its state folder, its policy, the merchants'
+key.
 
 Reading them checks that they are what they should be and belong together; the table is data.py's.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hansa_client.merchant_policy import POLICY_NAME, PolicyFile
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
@@ -20,12 +22,25 @@ HASH_KEY_BYTES: Final = 32
 
 @dataclass(frozen=True)
 class MerchantFiles:
-    """Where a merchant keeps what its trainer needs. `hash_key` is shared by the merchants, not by the coordinator."""
+    """Where a merchant keeps what its trainer needs. `hash_key` is shared by the merchants, not by the coordinator;
+    `policy` is what this merchant permits, in its state folder unless said otherwise.
+    """
 
     agreement: Path
     data: Path
     state: Path
     hash_key: Path | None = None
+    policy: Path | None = None
+
+    def policy_file(self) -> PolicyFile:
+        """What this merchant permits; nothing is read yet.
+
+        Raises:
+            UsageError: a file was named that is not there.
+        """
+        if self.policy is not None and not self.policy.is_file():
+            raise UsageError(f"there is no policy at {self.policy}")
+        return PolicyFile(self.policy or self.state / POLICY_NAME)
 
     def read_agreement(self) -> Agreement:
         """Read and check the agreement.

@@ -35,7 +35,8 @@ from hansa_common.errors import MerchantError, ReplayError
 from hansa_common.messages import Digest, Name, Order, RoundOrder, SequenceNumber, Stage
 from hansa_common.schema import Section
 
-# A year of several runs a day. A run that was forgotten could be played again, so beyond it none is begun.
+ORDERS_NAME: Final = "orders"
+# Several a day for years. A run that was forgotten could be played again, so beyond it none is begun.
 MAX_RUNS: Final = 10_000
 NUM_RUNS_WITH_REPLIES: Final = 4
 NUM_ROUNDS_WITH_REPLIES: Final = 2

@@ -1,23 +1,21 @@
 """A merchant's answer to the coordinator's orders: statistics, updates and score histograms, made from its rows.
 
-- Only what messages.py defines leaves; a failure leaves as a code, its text stays in this merchant's log.
 - The bytes of an answer depend on the order, the agreement, the merchant's name and its rows: on no process, no
   run, and no other merchant that shares the process.
 - A SCAFFOLD variate is kept before the reply that proposes it can leave.
 - The merchant's own figures and threshold are computed here and kept here; the agreement says if others see them.
 
-One order at a time: a trainer is not for two threads. How an order arrives is trainer_link.py's and
-trainer_service.py's; what is permitted is policy.py's; SCAFFOLD's variate is variates.py's; its own figures are
-own_figures.py's; a delivered bundle is delivery.py's; local training is training_loop.py's.
+One order at a time, and permitted before: a trainer is not for two threads, and guarded_trainer.py stands before it.
+SCAFFOLD's variate is variates.py's; its own figures are own_figures.py's; a delivered bundle is delivery.py's; local
+training is training_loop.py's.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 
@@ -25,14 +23,13 @@ from hansa_client.data import MerchantTable
 from hansa_client.delivery import Inbox
 from hansa_client.judging import compared, range_histograms
 from hansa_client.own_figures import OwnFigures
-from hansa_client.policy import Policy
 from hansa_client.programs import Programs
 from hansa_client.splits import Rows
 from hansa_client.training_loop import LocalTraining, TrainingOutcome
 from hansa_client.variates import Variate, VariateStore, control_delta, name_in_stage
 from hansa_common import __version__, statistics
 from hansa_common.agreement import Agreement
-from hansa_common.errors import HansaError, MerchantError, MessageError, PolicyError
+from hansa_common.errors import MerchantError, MessageError, PolicyError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
     CandidateOrder,
@@ -47,12 +44,10 @@ from hansa_common.messages import (
     RangesOrder,
     RangesReply,
     Record,
-    Refusal,
     RoundOrder,
     RoundReply,
     StatisticsOrder,
     StatisticsReply,
-    decode,
     encode,
     message_hash,
 )
@@ -62,14 +57,11 @@ from hansa_common.randomness import derived_seed, generator
 from hansa_common.vectors import Vector, num_params
 
 Part = Literal["train", "validation", "test"]
-_CODES: Final = get_args(Refusal.model_fields["code"].annotation)
 _NO_CONTROL: Final = np.zeros(0, np.float32)
-
-_log = logging.getLogger(__name__)
 
 
 class MerchantTrainer:
-    """One merchant under one agreement, in whatever process; implements trainer_link.Trainer."""
+    """One merchant under one agreement, in whatever process; implements guarded_trainer.Worker."""
 
     def __init__(
         self,
@@ -91,7 +83,6 @@ class MerchantTrainer:
         self.own_figures: OwnFigures | None = None
         self._agreement = agreement
         self._merchant = merchant
-        self._policy = Policy(agreement, merchant)
         self._hash_key = hash_key
         self._state = state
         self._programs = programs
@@ -101,25 +92,12 @@ class MerchantTrainer:
         self._rows: dict[Part, Rows] = {"train": table.train, "validation": table.validation, "test": table.test}
         self._inputs: dict[Part, Inputs] = {}
 
-    def answer(self, order: bytes) -> bytes:
-        """Do what the order asks, within its deadline, or refuse with a code. Never raises."""
-        received = time.monotonic()
-        order_hash = message_hash(order)
-        try:
-            return self._answer(order, order_hash, received)
-        except HansaError as error:
-            _log.error("%s refuses order %s: %s", self._merchant, order_hash[:12], error)
-            code = error.code if error.code in _CODES else "failed"
-        except Exception:  # noqa: BLE001 - the trust boundary: a traceback can hold a row, so none may pass
-            _log.exception("%s failed at order %s", self._merchant, order_hash[:12])
-            code = "failed"
-        return encode(Refusal.model_validate({"merchant": self._merchant, "order_hash": order_hash, "code": code}))
+    def work(self, order: Order, order_hash: str, received: float) -> bytes:
+        """The encoded reply to a permitted order that came at `received`, in seconds of time.monotonic().
 
-    def _answer(self, message: bytes, order_hash: str, received: float) -> bytes:
-        order = decode(message)
-        if not isinstance(order, Order):
-            raise MessageError(f"{order.KIND} is not an order")
-        self._policy.verify(order)
+        Raises:
+            HansaError: it cannot be done, or not before its deadline.
+        """
         if isinstance(order, RoundOrder):
             deadline = received + order.deadline_seconds
             return self._round(order, order_hash, lambda: self._cancelled() or time.monotonic() >= deadline)

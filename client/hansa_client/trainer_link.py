@@ -1,8 +1,8 @@
 """How a ClientApp reaches the trainer: the Trainer interface, and the adapter to the resident process.
 
-The link carries encoded orders and replies and reads neither, but for an order's deadline. It needs neither
-TensorFlow nor the merchant's data code, because a ClientApp is a fresh process for every message. Two files in
-one folder that only the merchant's user can open make a link: the socket, and the access file with the token.
+The link carries orders and replies as they travel, signed or not, and reads neither, but for an order's deadline. It
+needs neither TensorFlow nor the merchant's data code, because a ClientApp is a fresh process for every message. Two
+files in one folder that only the merchant's user can open make a link: the socket, and the access file with the token.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import grpc
 from hansa_client import trainer_pb2
 from hansa_common.errors import MessageError, TransportError
 from hansa_common.messages import MAX_MESSAGE_BYTES, Order, decode
+from hansa_common.sealing import unverified
 
 SERVICE: Final = "hansa.client.v1.Trainer"
 TOKEN_METADATA: Final = "hansa-token"  # noqa: S105 - the name of the field, not a token
@@ -27,7 +28,7 @@ ACCESS_NAME: Final = "access.json"
 # Beyond an order's deadline, for what the trainer does outside it: reading weights, a first compilation.
 GRACE_SECONDS: Final = 30.0
 UNREADABLE_ORDER_SECONDS: Final = 30.0
-# Room for the few bytes that protobuf adds to the largest message.
+# Room for the seal, and the few bytes that protobuf adds to the largest message.
 MAX_GRPC_BYTES: Final = MAX_MESSAGE_BYTES + 1024
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
@@ -36,7 +37,7 @@ CHANNEL_OPTIONS: Final = (
 
 
 class Trainer(Protocol):
-    """Answers one encoded order with one encoded reply. A refusal is a reply; a trainer does not raise for it."""
+    """Answers one order with one reply, both as they travel. A refusal is a reply; a trainer does not raise for it."""
 
     def answer(self, order: bytes) -> bytes: ...
 
@@ -114,7 +115,7 @@ def answer_seconds(order: bytes) -> float:
     an order -> its deadline and GRACE_SECONDS | anything else -> UNREADABLE_ORDER_SECONDS, to hear the refusal
     """
     try:
-        record = decode(order)
+        record = decode(unverified(order))
     except MessageError:
         return UNREADABLE_ORDER_SECONDS
     return record.deadline_seconds + GRACE_SECONDS if isinstance(record, Order) else UNREADABLE_ORDER_SECONDS

@@ -1,11 +1,11 @@
 """The resident trainer: a process that loads the merchant's rows and compiles once, and serves every round.
 
 - It listens on a unix socket in a folder that only its user can open, and answers only who knows the token.
-- One order at a time; a second waits a little and is then refused as busy.
 - SIGTERM, SIGINT or the end of its standard input (its parent is gone) stop it: training ends at the next
   chunk, and what was proposed is already on disk.
 
-It is the merchant's boundary: its peer, the ClientApp, is started by Flower for whatever the coordinator sends.
+Its peer, the ClientApp, is started by Flower for whatever the coordinator sends; what it lets in and out is
+guarded_trainer.py's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import grpc
 import typer
 
 from hansa_client import trainer_pb2
+from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.trainer_link import (
     CHANNEL_OPTIONS,
@@ -37,16 +38,12 @@ from hansa_client.trainer_link import (
 from hansa_common import children, durable_files
 from hansa_common.errors import HansaError, UsageError
 from hansa_common.log_lines import log_to_stderr
-from hansa_common.messages import Refusal, encode, message_hash
 
-BUSY_AFTER_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 10.0
 QUALITY_NAME: Final = "data_quality.json"
 # Linux takes 107 bytes in a socket's address, macOS 103.
 MAX_SOCKET_PATH_BYTES: Final = 103
 _NUM_CALLS: Final = 4
-
-_log = logging.getLogger(__name__)
 
 
 class TrainerServer:
@@ -62,9 +59,7 @@ class TrainerServer:
         check_socket_folder(folder)
         access = new_access(merchant)
         self._trainer = trainer
-        self._merchant = merchant
         self._token = access.token.encode()
-        self._working = threading.Lock()
         self._server = grpc.server(
             ThreadPoolExecutor(_NUM_CALLS), options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=_NUM_CALLS
         )
@@ -93,16 +88,7 @@ class TrainerServer:
         token = dict(context.invocation_metadata()).get(TOKEN_METADATA, "")
         if not hmac.compare_digest(str(token).encode(), self._token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this trainer's")
-        if not self._working.acquire(timeout=BUSY_AFTER_SECONDS):
-            return trainer_pb2.Reply(encoded=self._busy(request.encoded))
-        try:
-            return trainer_pb2.Reply(encoded=self._trainer.answer(request.encoded))
-        finally:
-            self._working.release()
-
-    def _busy(self, order: bytes) -> bytes:
-        _log.warning("%s is busy with another order", self._merchant)
-        return encode(Refusal(merchant=self._merchant, order_hash=message_hash(order), code="busy"))
+        return trainer_pb2.Reply(encoded=self._trainer.answer(request.encoded))
 
 
 def check_socket_folder(folder: Path) -> None:
@@ -137,6 +123,7 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
     hash_key = files.read_hash_key(agreement)
     durable_files.make_private_folder(files.state)
     with durable_files.exclusive(files.state):
+        boundary = Boundary.of_files(agreement, merchant, files, stop.is_set)
         table = load_table(files.data, agreement, merchant)
         quality = json.dumps(table.quality.to_json(), indent=2)
         durable_files.write(files.state / QUALITY_NAME, quality.encode())
@@ -152,7 +139,8 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
             cancelled=stop.is_set,
         )
         backend, device = programs.device
-        with TrainerServer(trainer, merchant, folder):
+        boundary.audit.started(agreement.fingerprint)
+        with TrainerServer(GuardedTrainer(trainer, boundary), merchant, folder):
             typer.echo(f"{merchant}: {table.quality.line}")
             typer.echo(f"{merchant}: {len(table.train)} training rows, {backend} on {device}")
             os.write(ready, b"ready\n")
@@ -168,6 +156,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="A folder of this user alone, for the socket.")],
     ready: Annotated[int, typer.Option(help="A descriptor to write a line to when orders can come.")],
     hash_key: Annotated[Path | None, typer.Option()] = None,
+    policy: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     """Serve one merchant's trainer; `hansa client start` runs this."""
     log_to_stderr(logging.WARNING)
@@ -176,7 +165,7 @@ def main(
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     try:
-        serve(MerchantFiles(agreement, data, state, hash_key), merchant, folder, ready, stop)
+        serve(MerchantFiles(agreement, data, state, hash_key, policy), merchant, folder, ready, stop)
     except HansaError as error:
         typer.echo(f"hansa: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

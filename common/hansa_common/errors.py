@@ -66,6 +66,12 @@ class ReplayError(PolicyError):
     code = "replayed"
 
 
+class BusyError(MerchantError):
+    """Another order is being worked on, and did not end while this one waited."""
+
+    code = "busy"
+
+
 class DeadlineError(MerchantError):
     """The local work did not fit in the order's deadline; it stopped at a chunk boundary."""
 

@@ -247,8 +247,9 @@ class Refusal(Reply):
 
     KIND: ClassVar[str] = "refusal"
     code: Literal[
-        "agreement-mismatch", "not-permitted", "data-invalid", "deadline", "message-invalid", "failed", "busy"
-    ]
+        "agreement-mismatch", "not-permitted", "not-now", "not-signed", "replayed", "data-invalid", "deadline",
+        "message-invalid", "failed", "busy",
+    ]  # fmt: skip
 
 
 _KINDS: Final[dict[str, type[Record]]] = {

@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from hansa_client.data import MerchantTable
+from hansa_client.guarded_trainer import in_process
 from hansa_client.programs import Programs
 from hansa_client.quality import measure_quality
 from hansa_client.trainer import MerchantTrainer
@@ -153,7 +154,8 @@ class Baselines:
             agreement, name, table, hash_key=self._hash_key, state=VariateStore(), programs=self._programs[index]
         )
         with server_identity():
-            trained = run_federation(LocalGrid({name: trainer}), agreement, run_id=name, on_event=lambda _: None)
+            grid = LocalGrid(in_process(agreement, {name: trainer}))
+            trained = run_federation(grid, agreement, run_id=name, on_event=lambda _: None)
         validation = trained.model.validation
         return AloneModel(
             self.plans[index],

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from hansa_client.data import MerchantTable
+from hansa_client.guarded_trainer import in_process
 from hansa_client.programs import Programs
 from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
@@ -100,7 +101,7 @@ def run_scenario(
         )
         for name in agreement.roster
     }
-    run_server_app(server_app, LocalGrid(trainers), {"run-folder": str(folder)})
+    run_server_app(server_app, LocalGrid(in_process(agreement, trainers)), {"run-folder": str(folder)})
     _, weights, preprocessing = load_model_parts(folder / run_folder.MODEL)
     scorer = _Scorer(scenario, programs, hash_key)
     federated = {name: scorer.test_logits(name, weights, preprocessing) for name in agreement.roster}

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import merchant_table
+from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.programs import Programs
 from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
@@ -16,6 +17,7 @@ from hansa_common.features import FittedPreprocessing
 from hansa_common.messages import (
     EvaluateOrder,
     EvaluateReply,
+    IntroduceOrder,
     Refusal,
     RoundOrder,
     RoundReply,
@@ -79,9 +81,17 @@ def order_of(preprocessing, agreement=AGREED, **changes):
     return RoundOrder(**{**values, **changes})
 
 
+def sent(trainer, order):
+    """What leaves for an order, through a boundary that has seen no order before."""
+    guarded = GuardedTrainer(trainer, Boundary.in_process(trainer._agreement, "alpha"))
+    header = {"run_id": order.run_id, "recipient": "*", "fingerprint": order.fingerprint, "deadline_seconds": 60}
+    guarded.answer(encode(IntroduceOrder(**header)))
+    return guarded.answer(encode(order))
+
+
 def answer(merchant, **changes):
     trainer, preprocessing = merchant
-    return decode(trainer.answer(encode(order_of(preprocessing, **changes))))
+    return decode(sent(trainer, order_of(preprocessing, **changes)))
 
 
 def test_update_of_a_pruned_weight_is_zero_and_training_goes_on_around_it(merchant):
@@ -126,14 +136,14 @@ def test_order_that_prunes_otherwise_than_agreed_is_refused(merchant, attack):
 def test_no_stage_but_training_where_nothing_is_to_be_pruned(stage):
     trainer, preprocessing = new_trainer(UNPRUNED)
     order = order_of(preprocessing, UNPRUNED, stage=stage, masks=np.zeros(0, np.uint8), weights=WEIGHTS)
-    reply = decode(trainer.answer(encode(order)))
+    reply = decode(sent(trainer, order))
     assert (type(reply), reply.code) == (Refusal, "not-permitted")
 
 
 def test_variates_of_one_stage_are_not_those_of_another():
     merchant = trainer, preprocessing = new_trainer()
     plain = {"stage": "train", "masks": np.zeros(0, np.uint8), "weights": WEIGHTS}
-    first = trainer.answer(encode(order_of(preprocessing, **plain)))
+    first = sent(trainer, order_of(preprocessing, **plain))
     assert isinstance(decode(first), RoundReply)
     included = message_hash(first)
     # The stage knows nothing of the training's reply, and begins with no variate.
@@ -150,7 +160,7 @@ def evaluation(merchant, stage, split="test", agreement=AGREED):
         run_id="run", sequence=1, recipient="alpha", fingerprint=agreement.fingerprint, deadline_seconds=60,
         split=split, preprocessing=preprocessing, weights=WEIGHTS, stage=stage,
     )  # fmt: skip
-    return decode(trainer.answer(encode(order)))
+    return decode(sent(trainer, order))
 
 
 @pytest.mark.parametrize("stage", ["prune", "control"])

@@ -12,18 +12,21 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import MerchantTable, merchant_table
+from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.own_figures import OWN_METRICS_NAME
 from hansa_client.programs import Programs
 from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
 from hansa_common import statistics
 from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.errors import MessageError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.messages import (
     EvaluateOrder,
     EvaluateReply,
     IntroduceOrder,
     Introduction,
+    Order,
     Refusal,
     RoundOrder,
     RoundReply,
@@ -147,8 +150,21 @@ def evaluate_order(preprocessing, weights):
     return order
 
 
+def answer(trainer: MerchantTrainer, order: bytes) -> bytes:
+    """What leaves for an order, through a boundary that has seen no order before."""
+    guarded = GuardedTrainer(trainer, Boundary.in_process(trainer._agreement, trainer._merchant))
+    try:
+        asked = decode(order)
+    except MessageError:
+        return guarded.answer(order)
+    if isinstance(asked, Order):
+        header = {"run_id": asked.run_id, "recipient": "*", "fingerprint": trainer._agreement.fingerprint}
+        guarded.answer(encode(IntroduceOrder(**header, deadline_seconds=60)))
+    return guarded.answer(order)
+
+
 def reply_to(trainer: MerchantTrainer, order: bytes, kind: type):
-    reply = decode(trainer.answer(order))
+    reply = decode(answer(trainer, order))
     assert isinstance(reply, kind), reply
     assert reply.merchant == "alpha"
     assert reply.order_hash == message_hash(order)
@@ -208,7 +224,7 @@ def test_scaffold_step_is_corrected_and_its_new_variate_is_the_gradient(trainer,
     rows = table("alpha")
     g = gradient(weights, *inputs_of(rows, preprocessing, rows.train))
     control = np.linspace(-0.2, 0.3, len(weights)).astype(np.float32)
-    first_message = trainer.answer(round_order(SCAFFOLD, control=control))
+    first_message = answer(trainer, round_order(SCAFFOLD, control=control))
     first = decode(first_message)
     np.testing.assert_allclose(first.update, -LEARNING_RATE * (g + control), atol=1e-6)
     np.testing.assert_allclose(first.control_delta, g, atol=1e-5)
@@ -219,8 +235,8 @@ def test_scaffold_step_is_corrected_and_its_new_variate_is_the_gradient(trainer,
 
 
 def test_dropped_reply_leaves_the_variate_as_it_was(trainer, round_order):
-    first = decode(trainer.answer(round_order(SCAFFOLD_IN_STEPS)))
-    second = decode(trainer.answer(round_order(SCAFFOLD_IN_STEPS, included="")))
+    first = decode(answer(trainer, round_order(SCAFFOLD_IN_STEPS)))
+    second = decode(answer(trainer, round_order(SCAFFOLD_IN_STEPS, included="")))
     np.testing.assert_array_equal(first.update, second.update)
     np.testing.assert_array_equal(first.control_delta, second.control_delta)
 
@@ -306,16 +322,16 @@ def without_names(message: bytes) -> dict:
 
 
 def test_answer_depends_on_no_run_process_or_neighbour(programs, round_order):
-    alone = new_trainer(Programs(AGREEMENT, capacity_rows=240)).answer(round_order(SCAFFOLD_IN_STEPS))
+    alone = answer(new_trainer(Programs(AGREEMENT, capacity_rows=240)), round_order(SCAFFOLD_IN_STEPS))
     beta = new_trainer(programs, "beta")
-    assert isinstance(decode(beta.answer(round_order(SCAFFOLD_IN_STEPS, recipient="beta"))), RoundReply)
-    crowded = new_trainer(programs).answer(round_order(SCAFFOLD_IN_STEPS, run_id="another"))
+    assert isinstance(decode(answer(beta, round_order(SCAFFOLD_IN_STEPS, recipient="beta"))), RoundReply)
+    crowded = answer(new_trainer(programs), round_order(SCAFFOLD_IN_STEPS, run_id="another"))
     assert without_names(alone) == without_names(crowded)
 
 
 def test_rows_are_shuffled_anew_each_round(trainer, round_order):
-    first = decode(trainer.answer(round_order(SCAFFOLD_IN_STEPS)))
-    second = decode(trainer.answer(round_order(SCAFFOLD_IN_STEPS, round=2)))
+    first = decode(answer(trainer, round_order(SCAFFOLD_IN_STEPS)))
+    second = decode(answer(trainer, round_order(SCAFFOLD_IN_STEPS, round=2)))
     assert not np.array_equal(first.update, second.update)
 
 
@@ -382,14 +398,14 @@ def test_deadline_and_cancellation_stop_training(programs, round_order):
 def test_stopped_training_proposes_nothing(programs, round_order):
     store = VariateStore()
     assert refusal_code(new_trainer(programs, state=store), round_order(SCAFFOLD, deadline_seconds=1e-6)) == "deadline"
-    assert decode(new_trainer(programs, state=store).answer(round_order(SCAFFOLD))).KIND == "round-reply"
+    assert decode(answer(new_trainer(programs, state=store), round_order(SCAFFOLD))).KIND == "round-reply"
 
 
 def test_text_of_a_failure_stays_in_the_merchants_log(programs, caplog):
     rows = table("alpha")
     broken = replace(rows, columns={"amount": rows.columns["amount"]})
     with caplog.at_level(logging.ERROR):
-        message = new_trainer(programs, table=broken).answer(encode(StatisticsOrder(**header())))
+        message = answer(new_trainer(programs, table=broken), encode(StatisticsOrder(**header())))
     refusal = decode(message)
     assert refusal == Refusal(merchant="alpha", order_hash=refusal.order_hash, code=refusal.code)
     assert b"member" not in message

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa_client import trainer_link, trainer_service
+from hansa_client import trainer_link
 from hansa_client.trainer_link import ACCESS_NAME, SOCKET_NAME, Access, RemoteTrainer, answer_seconds, new_access
 from hansa_client.trainer_service import TrainerServer, check_socket_folder
 from hansa_common.errors import TransportError, UsageError
-from hansa_common.messages import EvaluateOrder, IntroduceOrder, Refusal, decode, encode, message_hash
+from hansa_common.messages import EvaluateOrder, IntroduceOrder, Refusal, encode, message_hash
+from hansa_common.sealing import seal
 
 
 class Mirror:
@@ -102,21 +103,6 @@ def test_folder_too_long_for_a_socket_is_refused_with_a_way_out(tmp_path):
         check_socket_folder(folder)
 
 
-def test_order_that_comes_while_another_is_worked_on_is_refused_as_busy(folder, monkeypatch):
-    monkeypatch.setattr(trainer_service, "BUSY_AFTER_SECONDS", 0.1)
-    hung = Hung()
-    with TrainerServer(hung, "alpha", folder):
-        replies: list[bytes] = []
-        first = threading.Thread(target=lambda: replies.append(remote(folder).answer(introduction())))
-        first.start()
-        assert hung.started.wait(30)
-        refusal = decode(remote(folder).answer(introduction()))
-        hung.let_go.set()
-        first.join(30)
-    assert refusal == Refusal(merchant="alpha", order_hash=message_hash(introduction()), code="busy")
-    assert replies == [introduction()]
-
-
 def test_hung_trainer_releases_its_caller_after_deadline_and_grace(folder, monkeypatch):
     monkeypatch.setattr(trainer_link, "GRACE_SECONDS", 0.2)
     hung = Hung()
@@ -141,7 +127,8 @@ def test_damaged_access_file_is_an_error_of_transport(folder, content):
 
 
 def test_caller_waits_for_the_deadline_that_the_order_gives():
-    assert answer_seconds(introduction(7.0)) == 7.0 + trainer_link.GRACE_SECONDS
+    for order in (introduction(7.0), seal(introduction(7.0), bytes(32), "order")):
+        assert answer_seconds(order) == 7.0 + trainer_link.GRACE_SECONDS
     assert answer_seconds(b"not an order") == trainer_link.UNREADABLE_ORDER_SECONDS
     reply = encode(Refusal(merchant="alpha", order_hash="0" * 64, code="failed"))
     assert answer_seconds(reply) == trainer_link.UNREADABLE_ORDER_SECONDS

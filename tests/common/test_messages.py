@@ -108,7 +108,7 @@ BY_KIND = {
         Refusal,
         **REPLY,
         code=st.sampled_from(
-            ["agreement-mismatch", "not-permitted", "data-invalid", "deadline", "message-invalid", "failed", "busy"]
+            list(get_args(Refusal.model_fields["code"].annotation))
         ),
     ),
 }

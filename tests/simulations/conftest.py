@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from hansa_client.data import merchant_table
+from hansa_client.guarded_trainer import in_process
 from hansa_client.programs import Programs
 from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
@@ -63,7 +64,7 @@ def trainers_for(scenario, programs=None):
     """The merchants' own trainers, as the simulation makes them."""
     agreement = scenario.agreement
     programs = programs or Programs.for_tables(agreement, *scenario.tables.values())
-    return {
+    trainers = {
         name: MerchantTrainer(
             agreement,
             name,
@@ -74,6 +75,7 @@ def trainers_for(scenario, programs=None):
         )
         for name in agreement.roster
     }
+    return in_process(agreement, trainers)
 
 
 class RecordingGrid(LocalGrid):

@@ -1,0 +1,99 @@
+"""The last look at what leaves a merchant: one record of the kind that was asked for, and nothing below a floor.
+
+A reply is a record whose fields are all that there is, so no text of an exception, no path and no row has a place in
+it. This looks at the finished bytes once more, whoever made them:
+
+- they are one whole record, the reply to this order in this merchant's name, of the kind that belongs to the order;
+- a score histogram has no positives or at least `min_positives` of them; a count of the statistics is 0 or at least
+  `min_count`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from hansa_common import statistics
+from hansa_common.agreement import Agreement
+from hansa_common.errors import MerchantError
+from hansa_common.messages import (
+    CandidateOrder,
+    CandidateReply,
+    Delivered,
+    DeliverOrder,
+    EvaluateOrder,
+    EvaluateReply,
+    IntroduceOrder,
+    Introduction,
+    Order,
+    RangesOrder,
+    RangesReply,
+    Refusal,
+    Reply,
+    RoundOrder,
+    RoundReply,
+    StatisticsOrder,
+    StatisticsReply,
+    decode,
+)
+from hansa_common.metrics import NUM_BINS, Histogram
+from hansa_common.schema import NumericFeature
+
+REPLY_KINDS: Final[dict[type[Order], type[Reply]]] = {
+    IntroduceOrder: Introduction,
+    StatisticsOrder: StatisticsReply,
+    RoundOrder: RoundReply,
+    EvaluateOrder: EvaluateReply,
+    RangesOrder: RangesReply,
+    CandidateOrder: CandidateReply,
+    DeliverOrder: Delivered,
+}
+
+
+def check_departure(message: bytes, order: Order, order_hash: str, merchant: str, agreement: Agreement) -> Reply:
+    """The reply in these bytes, if it may leave.
+
+    Raises:
+        MessageError: it is not one whole record.
+        MerchantError: it is not the reply to this order, or holds what is below a floor.
+    """
+    reply = decode(message)
+    expected = REPLY_KINDS[type(order)]
+    if not isinstance(reply, expected | Refusal):
+        raise MerchantError(f"a {reply.KIND} was to leave for a {order.KIND}; what leaves for it is a {expected.KIND}")
+    if (reply.merchant, reply.order_hash) != (merchant, order_hash):
+        raise MerchantError(f"a {reply.KIND} was to leave in the name of {reply.merchant!r}, or for another order")
+    for name, histogram in _histograms(reply):
+        positives = int(histogram[NUM_BINS:].sum())
+        if histogram.any() and positives < agreement.privacy.min_positives:
+            least = agreement.privacy.min_positives
+            raise MerchantError(f"a {name} of {positives} positives was to leave; privacy.min_positives is {least}")
+    if isinstance(reply, StatisticsReply):
+        _check_counts(reply, agreement)
+    return reply
+
+
+def _histograms(reply: Reply) -> Iterator[tuple[str, Histogram]]:
+    match reply:
+        case RoundReply():
+            yield "validation", reply.validation
+        case EvaluateReply():
+            yield "histogram", reply.histogram
+        case CandidateReply():
+            yield "histogram", reply.histogram
+            yield "candidate", reply.candidate
+
+
+def _check_counts(reply: StatisticsReply, agreement: Agreement) -> None:
+    counts = [reply.statistics[: statistics.NUM_ROW_COUNTS]]
+    for feature, part in statistics.parts(agreement.features, reply.statistics):
+        # Of sums, the first is the count that they stand on.
+        are_sums = isinstance(feature, NumericFeature) and feature.scaling != "quantile"
+        counts.append(part[:1] if are_sums else part)
+    every = np.concatenate(counts)
+    below = every[(every > 0) & (every < agreement.privacy.min_count)]
+    if below.size:
+        least = agreement.privacy.min_count
+        raise MerchantError(f"{below.size} counts below privacy.min_count = {least} were to leave")

@@ -1,0 +1,216 @@
+"""The boundary round a merchant's trainer: every order comes in through here, and every reply goes out.
+
+in     signed (seals.py) -> one whole order (messages.py) -> noted (audit.py) -> permitted by the agreement (policy.py),
+       approved (approvals.py), within this merchant's own policy (merchant_policy.py) -> not taken before
+       (order_log.py) -> the trainer
+out    one record of the kind asked for (departures.py), within the policy -> kept for who asks again -> noted -> signed
+
+- Nothing is computed for an order that any of these refuses; what cannot be noted does not leave, but for a refusal.
+- An order is obeyed once; asked again, the merchant gives the answer that it gave, refusals among them.
+- A failure leaves as a code, its text stays in this merchant's log; an answer always comes, and nothing is raised.
+- One order at a time; a second waits a little and is then refused as busy.
+
+It is the same object in a simulation, where nothing is signed and nothing kept, and in a merchant's own process.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Protocol, Self, get_args
+
+from hansa_client.approvals import Approvals
+from hansa_client.audit import AUDIT_NAME, Audit, Decision
+from hansa_client.departures import check_departure
+from hansa_client.merchant_files import MerchantFiles
+from hansa_client.merchant_policy import MerchantPolicy
+from hansa_client.order_log import ORDERS_NAME, OrderLog
+from hansa_client.policy import Policy
+from hansa_client.seals import Seals, Unsealed, seals_for
+from hansa_common.agreement import Agreement
+from hansa_common.errors import BusyError, HansaError, MessageError, PolicyError, UsageError
+from hansa_common.messages import IntroduceOrder, Order, Refusal, RoundOrder, decode, encode, message_hash
+from hansa_common.sealing import unverified
+
+BUSY_AFTER_SECONDS: Final = 5.0
+_CODES: Final = get_args(Refusal.model_fields["code"].annotation)
+
+_log = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """Who does what a permitted order asks."""
+
+    def work(self, order: Order, order_hash: str, received: float) -> bytes:
+        """The encoded reply to an order that came at `received`, in seconds of time.monotonic().
+
+        Raises:
+            HansaError: it cannot be done, or not in time.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What stands between the coordinator and one merchant's trainer. `approvals` is None where starting with the
+    agreement's file is the approval; `is_stopping` says that this process is about to end.
+    """
+
+    agreed: Policy
+    seals: Seals = field(default_factory=Unsealed)
+    own: Callable[[], MerchantPolicy] = MerchantPolicy
+    approvals: Approvals | None = None
+    log: OrderLog = field(default_factory=OrderLog)
+    audit: Audit = field(default_factory=Audit)
+    clock: Callable[[], datetime] = datetime.now
+    is_stopping: Callable[[], bool] = lambda: False
+
+    @classmethod
+    def in_process(cls, agreement: Agreement, merchant: str) -> Self:
+        """The boundary of a simulated merchant: the agreement's rules, and nothing that outlives the process."""
+        return cls(Policy(agreement, merchant))
+
+    @classmethod
+    def of_files(
+        cls, agreement: Agreement, merchant: str, files: MerchantFiles, is_stopping: Callable[[], bool]
+    ) -> Self:
+        """The boundary of a merchant's own process, which holds the state folder for itself.
+
+        Raises:
+            HansaError: a key, the policy, the record of orders or the audit is not as it must be.
+        """
+        policy = files.policy_file()
+        policy.current()
+        return cls(
+            Policy(agreement, merchant),
+            seals=seals_for(agreement, merchant, files.state),
+            own=policy.current,
+            approvals=None if agreement.trust is None else Approvals(files.state),
+            log=OrderLog(files.state / ORDERS_NAME),
+            audit=Audit(files.state / AUDIT_NAME),
+            is_stopping=is_stopping,
+        )
+
+    def permitted(self, order: Order) -> MerchantPolicy:
+        """The policy that permits an order.
+
+        Raises:
+            PolicyError: the agreement or this merchant does not permit it.
+        """
+        self.agreed.verify(order)
+        if self.approvals is not None:
+            self.approvals.verify(order.fingerprint)
+        try:
+            own = self.own()
+        except UsageError as error:
+            raise PolicyError(str(error)) from error
+        own.verify(order, self.agreed.agreement, self.clock().time())
+        return own
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A reply that is ready to leave, and what the audit says of it."""
+
+    message: bytes
+    decision: Decision
+    code: str = ""
+    reason: str = ""
+
+
+def in_process(agreement: Agreement, workers: Mapping[str, Worker]) -> dict[str, GuardedTrainer]:
+    """The trainers of simulated merchants, by name, each behind a boundary of its own."""
+    return {name: GuardedTrainer(worker, Boundary.in_process(agreement, name)) for name, worker in workers.items()}
+
+
+class GuardedTrainer:
+    """A merchant's trainer behind its boundary; implements trainer_link.Trainer, from as many threads as there are."""
+
+    def __init__(self, worker: Worker, boundary: Boundary) -> None:
+        self._worker = worker
+        self._boundary = boundary
+        self._merchant = boundary.agreed.merchant
+        self._turn = threading.Lock()
+
+    def answer(self, order: bytes) -> bytes:
+        """Do what a permitted order asks, or refuse with a code. Never raises."""
+        received = time.monotonic()
+        message = unverified(order)
+        facts: dict[str, Any] = {"order": message_hash(message)}
+        answer = self._attempt(facts["order"], lambda: self._answer_in_turn(order, facts, received))
+        left = self._attempt(facts["order"], lambda: self._noted(answer, facts))
+        return self._boundary.seals.close_reply(left.message)
+
+    def _answer_in_turn(self, sealed: bytes, facts: dict[str, Any], received: float) -> _Answer:
+        with self._in_turn():
+            order = self._opened(sealed, facts)
+            own = self._boundary.permitted(order)
+            log, order_hash = self._boundary.log, facts["order"]
+            if isinstance(order, IntroduceOrder):
+                log.begin(order.run_id)
+                return self._worked(order, order_hash, received, own)
+            stored = log.take(order, order_hash)
+            if stored is not None:
+                return _Answer(stored, "stored")
+            answer = self._worked(order, order_hash, received, own)
+            # What was refused only because this process ends is to be obeyed by the next.
+            if answer.decision == "answered" or not self._boundary.is_stopping():
+                log.keep(order_hash, answer.message)
+            return answer
+
+    def _opened(self, sealed: bytes, facts: dict[str, Any]) -> Order:
+        """The order, with its facts; noted whether or not it can be opened."""
+        try:
+            order = decode(self._boundary.seals.open_order(sealed))
+            if not isinstance(order, Order):
+                raise MessageError(f"{order.KIND} is not an order")
+            facts |= {"run": order.run_id, "sequence": order.sequence}
+            facts |= {"round": order.round} if isinstance(order, RoundOrder) else {}
+        except HansaError:
+            self._boundary.audit.asked(**facts, num_bytes=len(sealed))
+            raise
+        self._boundary.audit.asked(**facts, kind=order.KIND, num_bytes=len(sealed))
+        return order
+
+    def _worked(self, order: Order, order_hash: str, received: float, own: MerchantPolicy) -> _Answer:
+        def work() -> _Answer:
+            message = self._worker.work(order, order_hash, received)
+            agreement = self._boundary.agreed.agreement
+            own.verify_reply(check_departure(message, order, order_hash, self._merchant, agreement))
+            return _Answer(message, "answered")
+
+        return self._attempt(order_hash, work)
+
+    def _noted(self, answer: _Answer, facts: dict[str, Any]) -> _Answer:
+        told = {"reply": message_hash(answer.message), "num_bytes": len(answer.message)}
+        self._boundary.audit.answered(answer.decision, code=answer.code, reason=answer.reason, **facts, **told)
+        return answer
+
+    def _attempt(self, order_hash: str, action: Callable[[], _Answer]) -> _Answer:
+        """What the action comes to, or its failure as a refusal."""
+        code, reason = "failed", ""
+        try:
+            return action()
+        except HansaError as error:
+            _log.error("%s refuses order %s: %s", self._merchant, order_hash[:12], error)
+            code = error.code if error.code in _CODES else "failed"
+            # What other errors say can hold a row.
+            reason = str(error) if isinstance(error, PolicyError | MessageError) else ""
+        except Exception:  # noqa: BLE001 - the trust boundary: a traceback can hold a row, so none may pass
+            _log.exception("%s failed at order %s", self._merchant, order_hash[:12])
+        refusal = Refusal.model_validate({"merchant": self._merchant, "order_hash": order_hash, "code": code})
+        return _Answer(encode(refusal), "refused", code, reason)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=BUSY_AFTER_SECONDS):
+            raise BusyError(f"{self._merchant} is busy with another order")
+        try:
+            yield
+        finally:
+            self._turn.release()
