@@ -10,8 +10,8 @@ Whether a score is high is a merchant's decision: see its threshold.
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
+from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Scorer:
         spec = bundle.spec
         self._preprocessing, self._hash_key = bundle.preprocessing, hash_key
         self._network = TfliteNetwork(bundle.networks[name], spec.num_dense, len(spec.embeddings), name)
-        self._transform = RowTransform(bundle.preprocessing, hash_key)
+        self._write_row = RowTransform(bundle.preprocessing, hash_key, self._network.row)
         self._lock = threading.Lock()
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
@@ -61,9 +61,10 @@ class Scorer:
             BundleError: the network gives something that is not finite.
         """
         with self._lock:
-            logit = self._network.logit(*self._transform(row))
+            self._write_row(row)
+            logit = self._network.row_logit()
         # Not numpy, which takes ten times as long for one.
-        rest = math.exp(-abs(logit))
+        rest = exp(-abs(logit))
         return 1.0 / (1.0 + rest) if logit >= 0.0 else rest / (1.0 + rest)
 
 

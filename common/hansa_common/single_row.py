@@ -15,21 +15,29 @@ is refused by the column's name.
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from math import isfinite, log1p
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from math import cos, isfinite, log1p, sin
+from operator import getitem, itemgetter
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hansa_common.errors import DataError
-from hansa_common.features import DAY, DAYS_SINCE_MONDAY, UNIFORM_DEVIATION, Fitted, FittedPreprocessing, id_of_text
+from hansa_common.features import (
+    DAY,
+    DAYS_SINCE_MONDAY,
+    UNIFORM_DEVIATION,
+    Fitted,
+    FittedPreprocessing,
+    Inputs,
+    id_of_text,
+)
 from hansa_common.schema import (
     MISSING_ID,
+    UNKNOWN_ID,
     BooleanFeature,
     CategoricalFeature,
     Feature,
@@ -42,8 +50,10 @@ from hansa_common.schema import (
 Row = Mapping[str, Any]
 # A feature, what was fitted, and where its inputs begin in the dense row.
 Placed = tuple[Feature, Fitted, int]
-_TRUTH_VALUES: Final = frozenset({0, 1})
+_TRUTHS: Final = {0: -1.0, 1: 1.0}
+_KINDS: Final = ("standard", "boolean", "log", "quantile", "timestamp")
 _TURN: Final = 2.0 * math.pi
+_WEEKDAYS: Final = tuple((sin(_TURN * day / 7.0), cos(_TURN * day / 7.0)) for day in range(7))
 _NUM_CYCLIC: Final = 4
 _ONE: Final = 1.0
 
@@ -52,11 +62,15 @@ class _UnusualError(Exception):
     """A number is missing or not finite: it is looked at by itself."""
 
 
+# Of a boolean that is neither: KeyError. Of a moment that is not finite, whose day is no integer: ValueError.
+_UNUSUAL: Final = (_UnusualError, KeyError, TypeError, ValueError, OverflowError)
+
+
 class RowTransform:
     """The preparation for one fitted preprocessing and one key; for one thread at a time."""
 
-    def __init__(self, preprocessing: FittedPreprocessing, hash_key: bytes | None) -> None:
-        """Prepare.
+    def __init__(self, preprocessing: FittedPreprocessing, hash_key: bytes | None, into: Inputs | None = None) -> None:
+        """Prepare; `into` is one row of inputs to be written, the transform's own unless given.
 
         Raises:
             DataError: a feature is hashed and there is no key.
@@ -64,48 +78,60 @@ class RowTransform:
         placed = _placed(preprocessing)
         self._numbers = _Numbers([entry for entry in placed if not isinstance(entry[0], CategoricalFeature)])
         texts = [_Text(f, fit, place, hash_key) for f, fit, place in placed if isinstance(f, CategoricalFeature)]
-        # The embedded ones last, in the order of their ids.
-        self._texts = sorted(texts, key=lambda text: text.is_embedded)
-        self._texts_of = _getter([text.feature.name for text in self._texts])
-        self._num_one_hot = sum(not text.is_embedded for text in texts)
-        # Written anew for each row: making arrays costs more than filling them.
-        self._dense_bytes = bytearray(4 * num_dense(preprocessing.features))
-        self._ids_bytes = bytearray(4 * len(embedded(preprocessing.features)))
-        self._flat = np.frombuffer(self._dense_bytes, np.float32)
-        self._dense = self._flat.reshape(1, -1)
-        self._ids = np.frombuffer(self._ids_bytes, np.int32).reshape(1, -1)
-        self._pack_numbers = struct.Struct(_layout(self._numbers.places, len(self._flat))).pack_into
-        self._pack_ids = struct.Struct(f"={len(texts) - self._num_one_hot}i").pack_into
+        self._one_hot = [text for text in texts if not text.is_embedded]
+        self._embedded = [text for text in texts if text.is_embedded]
+        self._texts = [*self._one_hot, *self._embedded]
+        self._cells_of = _getter([*self._numbers.names, *(text.feature.name for text in self._texts)])
+        # Written anew for each row: making arrays costs more than filling them, and numpy more than a plain view.
+        self._row = _one_row(preprocessing) if into is None else into
+        # Any, since for mypy a memoryview holds integers.
+        self._dense: Any = self._row.dense.reshape(-1).data
+        self._ids: Any = self._row.ids.reshape(-1).data
+        self._pack_numbers = struct.Struct(_layout(self._numbers.places, len(self._dense))).pack_into
+        self._pack_ids = struct.Struct(f"={len(self._ids)}i").pack_into
 
-    def __call__(self, row: Row) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Dense (1, num_dense) float32 and ids (1, num_embedded) int32 of one row, until the next call.
+    def __call__(self, row: Row) -> Inputs:
+        """The inputs of one row, until the next call.
 
         Raises:
             DataError: the row lacks a column, or holds something that is not a value of its feature.
         """
         try:
-            values, missing = self._numbers.inputs(row)
-            found = self._found(self._texts_of(row)) if self._texts else ()
+            cells = self._cells_of(row)
         except KeyError as error:
             raise DataError(f"the row has no column {error.args[0]!r}, which the preprocessing needs") from None
-        flat, num_one_hot = self._flat, self._num_one_hot
-        self._pack_numbers(self._dense_bytes, 0, *values)
-        if found:
-            for place in found[:num_one_hot]:
-                flat[place] = _ONE
-            self._pack_ids(self._ids_bytes, 0, *found[num_one_hot:])
-        for feature, place in missing:
-            flat[place : place + feature.dense_width] = 0.0
-            if feature.missing == "flag":
-                flat[place + feature.dense_width - 1] = _ONE
-        return self._dense, self._ids
-
-    def _found(self, cells: tuple[Any, ...]) -> Sequence[int]:
         try:
-            return [index[cell] for index, cell in zip(self._texts, cells)]  # noqa: B905 - strict costs a third more
-        except TypeError:
-            # What cannot be looked up is no text; this says which.
-            return [index.found(cell) for index, cell in zip(self._texts, cells, strict=True)]
+            self._write(cells)
+        except _UNUSUAL:
+            self._write_checked(cells)
+        return self._row
+
+    def _write(self, cells: Sequence[Any]) -> None:
+        """Write the inputs of cells of which every number is there and finite; one of _UNUSUAL if one is not."""
+        rest, dense = iter(cells), self._dense
+        self._pack_numbers(dense, 0, *self._numbers.inputs(rest))
+        for place in map(getitem, self._one_hot, rest):
+            dense[place] = _ONE
+        if self._embedded:
+            self._pack_ids(self._ids, 0, *map(getitem, self._embedded, rest))
+
+    def _write_checked(self, cells: Sequence[Any]) -> None:
+        """Write the inputs of cells of which a number is missing.
+
+        Raises:
+            DataError: a cell is not a value of its feature.
+        """
+        numbers, missing = self._numbers.checked(cells)
+        texts = cells[len(numbers) :]
+        for text, cell in zip(self._texts, texts, strict=True):
+            if not isinstance(cell, str):
+                text.found(cell)
+        self._write([*numbers, *texts])
+        for feature, place in missing:
+            for i in range(place, place + feature.dense_width):
+                self._dense[i] = 0.0
+            if feature.missing == "flag":
+                self._dense[place + feature.dense_width - 1] = _ONE
 
 
 class _Numbers:
@@ -114,71 +140,55 @@ class _Numbers:
     """
 
     def __init__(self, placed: list[Placed]) -> None:
-        entries = sorted(placed, key=lambda entry: _group(entry[0]))
-        self._features = [(feature, place) for feature, _, place in entries]
-        self._values_of = _getter([feature.name for feature, _ in self._features])
-        groups = [_group(feature) for feature, _ in self._features]
-        self._num_booleans = groups.count(0)
-        self._first_log, self._first_quantile, self._first_moment = (sum(g < k for g in groups) for k in (2, 3, 4))
-        linear, logs, quantiles = self._first_log, self._first_quantile, self._first_moment
-        self._linear = [_scaling(feature, fitted) for feature, fitted, _ in entries[:linear]]
-        self._logs = [_log_scaling(feature, fitted) for feature, fitted, _ in entries[linear:logs]]
-        self._quantiles = [_pieces(feature, fitted) for feature, fitted, _ in entries[logs:quantiles]]
+        groups = [[entry for entry in placed if _kind(entry[0]) == kind] for kind in _KINDS]
+        linear, booleans, logs, quantiles, moments = groups
+        self._features = [(feature, place) for group in groups for feature, _, place in group]
+        self.names = [feature.name for feature, _ in self._features]
+        self._linear = [_scaling(feature, fitted) for feature, fitted, _ in linear]
+        self._logs = [_log_scaling(feature, fitted) for feature, fitted, _ in logs]
+        self._quantiles = [_bins(feature, fitted) for feature, fitted, _ in quantiles]
+        self._num_booleans, self._num_moments = len(booleans), len(moments)
         sizes = [_NUM_CYCLIC if isinstance(feature, TimestampFeature) else 1 for feature, _ in self._features]
         computed = [place + i for (_, place), size in zip(self._features, sizes, strict=True) for i in range(size)]
         self.places = sorted(computed)
         self._in_place = _in_order(sorted(range(len(computed)), key=computed.__getitem__))
 
-    def inputs(self, row: Row) -> tuple[Sequence[float], list[tuple[Feature, int]]]:
-        """Inputs in the order of `places`, and the features that are missing, for which they mean nothing."""
-        cells: Sequence[Any] = self._values_of(row)
-        try:
-            return self._computed(cells), []
-        except (_UnusualError, TypeError, OverflowError):
-            # Something is missing, or is to be refused.
-            plain, missing = self._checked(cells)
-            return self._computed(plain), missing
-
-    def _computed(self, cells: Sequence[Any]) -> Sequence[float]:
-        """The inputs of cells that are all finite numbers, and an error if one is not."""
-        if self._num_booleans and not _TRUTH_VALUES.issuperset(cells[: self._num_booleans]):
-            raise _UnusualError
-        logs, quantiles, moments = self._first_log, self._first_quantile, self._first_moment
-        values = [
-            (x if low <= x <= high else _end(x, low, high)) * gain - offset
-            for x, (low, high, gain, offset) in zip(cells, self._linear)  # noqa: B905 - ends with the shorter
-        ]
-        if self._logs:
-            values += [
-                log1p((x if low <= x <= high else _end(x, low, high)) - low) * gain - offset
-                for x, (low, high, gain, offset) in zip(cells[logs:], self._logs)  # noqa: B905
-            ]
-        if self._quantiles:
-            values += [
-                below[(part := int(place := ((x if low <= x <= high else _end(x, low, high)) - low) * gain))]
-                + (place - part) * rises[part]
-                for x, (low, high, gain, below, rises) in zip(cells[quantiles:], self._quantiles)  # noqa: B905
-            ]
-        for second in cells[moments:]:
-            values += _cyclic(second)
+    def inputs(self, rest: Iterator[Any]) -> Sequence[float]:
+        """The inputs in the order of `places` of the next cells, one a name, and one of _UNUSUAL if these are not all
+        finite numbers. Each group takes its own cells: `zip` first looks whether the group has ended.
+        """
+        values: list[float] = []
+        for (low, high, gain, offset), x in zip(self._linear, rest):  # noqa: B905 - strict would look at `rest` too
+            values.append((x if low <= x <= high else _end(x, low, high)) * gain - offset)
+        for x in islice(rest, self._num_booleans):
+            values.append(_TRUTHS[x])  # noqa: PERF401 - a comprehension is slower for a few
+        for (low, high, gain, offset), x in zip(self._logs, rest):  # noqa: B905
+            values.append(log1p((x if low <= x <= high else _end(x, low, high)) - low) * gain - offset)
+        for (low, high, gain, bins), x in zip(self._quantiles, rest):  # noqa: B905
+            place = ((x if low <= x <= high else _end(x, low, high)) - low) * gain
+            start, rise = bins[int(place)]
+            values.append(start + place * rise)
+        for second in islice(rest, self._num_moments):
+            hour = _TURN * (second % DAY) / DAY
+            values += (sin(hour), cos(hour), *_WEEKDAYS[int(second // DAY + DAYS_SINCE_MONDAY) % 7])
         return values if self._in_place is None else self._in_place(values)
 
-    def _checked(self, cells: Sequence[Any]) -> tuple[list[float], list[tuple[Feature, int]]]:
-        """The numbers, with 0 where they are missing, and the features of those.
+    def checked(self, cells: Sequence[Any]) -> tuple[list[float], list[tuple[Feature, int]]]:
+        """The numbers of the first cells, one a name, with 0 where they are missing, and the features of those.
 
         Raises:
             DataError: a cell is not a value of its feature.
         """
-        values, missing = list(cells), []
-        # A float that is finite needs no second look, unless it should be a boolean.
-        odd = [number for number, cell in enumerate(cells) if type(cell) is not float or not isfinite(cell)]
-        for number in {*range(self._num_booleans), *odd}:
-            entry = self._features[number]
-            value = _number(entry[0], cells[number])
-            values[number] = value or 0.0
+        found, missing = list(cells[: len(self._features)]), []
+        for number, (entry, cell) in enumerate(zip(self._features, found, strict=True)):
+            # A float that is finite is a number of any feature but a boolean.
+            if type(cell) is float and isfinite(cell) and entry[0].kind != "boolean":
+                continue
+            value = _number(entry[0], cell)
+            found[number] = value or 0.0
             if value is None:
                 missing.append(entry)
-        return values, missing
+        return found, missing
 
 
 class _Text(dict[str | None, int]):
@@ -190,6 +200,8 @@ class _Text(dict[str | None, int]):
         self.feature, self.is_embedded = feature, feature.encoding == "embedding"
         self._first = 0 if self.is_embedded else place
         self._id_of = id_of_text(feature, fitted, hash_key)
+        # What is hashed has no one place for what is not known.
+        self._unknown = self._first + UNKNOWN_ID if feature.vocabulary else None
         super().__init__({entry: self._first + self._id_of(entry) for entry in feature.vocabulary})
         if feature.missing != "refuse":
             self[None] = self._first + MISSING_ID
@@ -208,17 +220,19 @@ class _Text(dict[str | None, int]):
             raise _missing(self.feature.name)
         return self._first + MISSING_ID
 
-    __missing__ = found
+    def __missing__(self, cell: Any) -> int:
+        return self._unknown if type(cell) is str and self._unknown is not None else self.found(cell)
 
 
-def _group(feature: Feature) -> int:
-    """0 boolean, 1 scaled linearly, 2 logarithmic, 3 by quantiles, 4 a moment."""
-    match feature:
-        case BooleanFeature():
-            return 0
-        case NumericFeature():
-            return {"standard": 1, "log": 2, "quantile": 3}[feature.scaling]
-    return 4
+def _one_row(preprocessing: FittedPreprocessing) -> Inputs:
+    """Room for the inputs of one row."""
+    features = preprocessing.features
+    return Inputs(np.zeros((1, num_dense(features)), np.float32), np.zeros((1, len(embedded(features))), np.int32))
+
+
+def _kind(feature: Feature) -> str:
+    """Which of _KINDS the feature is computed as."""
+    return feature.scaling if isinstance(feature, NumericFeature) else feature.kind
 
 
 def _placed(preprocessing: FittedPreprocessing) -> list[Placed]:
@@ -248,7 +262,7 @@ def _layout(places: list[int], width: int) -> str:
 def _scaling(feature: Feature, fitted: Fitted) -> tuple[float, float, float, float]:
     """Low, high, gain and offset: an input is the value, clipped, * gain - offset."""
     if not isinstance(feature, NumericFeature) or fitted.scale is None:
-        return 0.0, 1.0, 2.0, 1.0
+        raise TypeError(f"feature {feature.name!r} has no scale")
     gain = 1.0 / ((feature.high - feature.low) * fitted.scale.deviation)
     # `low` goes into the offset: what that rounds is less than the last bit of a value near it.
     return feature.low, feature.high, gain, feature.low * gain + fitted.scale.mean / fitted.scale.deviation
@@ -262,14 +276,15 @@ def _log_scaling(feature: Feature, fitted: Fitted) -> tuple[float, float, float,
     return feature.low, feature.high, gain, fitted.scale.mean / fitted.scale.deviation
 
 
-def _pieces(feature: Feature, fitted: Fitted) -> tuple[float, float, float, tuple[float, ...], tuple[float, ...]]:
-    """Low, high, bins a unit; what the input is at the beginning of each bin and how much it rises in it."""
+def _bins(feature: Feature, fitted: Fitted) -> tuple[float, float, float, list[tuple[float, float]]]:
+    """Low, high, bins a unit; of each bin the line that its inputs are on, at bin 0 and how much it rises in a bin."""
     if not isinstance(feature, NumericFeature):
         raise TypeError(f"feature {feature.name!r} has no quantiles")
-    below = tuple((share - 0.5) / UNIFORM_DEVIATION for share in fitted.shares)
+    ends = [(share - 0.5) / UNIFORM_DEVIATION for share in fitted.shares]
+    bins = [(before - i * (after - before), after - before) for i, (before, after) in enumerate(pairwise(ends))]
     # The end of the domain is a bin of its own.
-    rises = (*(after - before for before, after in itertools.pairwise(below)), 0.0)
-    return feature.low, feature.high, feature.bins / (feature.high - feature.low), below, rises
+    bins.append((ends[-1], 0.0))
+    return feature.low, feature.high, feature.bins / (feature.high - feature.low), bins
 
 
 def _in_order(order: list[int]) -> Callable[[Sequence[float]], Sequence[float]] | None:
@@ -304,7 +319,7 @@ def _number(feature: Feature, cell: Any) -> float | None:
         return None
     if math.isinf(value):
         raise DataError(f"column {feature.name!r}: {cell!r} is not a finite number")
-    if isinstance(feature, BooleanFeature) and value not in _TRUTH_VALUES:
+    if isinstance(feature, BooleanFeature) and value not in _TRUTHS:
         raise DataError(f"column {feature.name!r}: {cell!r} is neither true (1) nor false (0)")
     return value
 
@@ -326,13 +341,3 @@ def _end(value: float, low: float, high: float) -> float:
     if not isfinite(value):
         raise _UnusualError
     return low if value < low else high
-
-
-def _cyclic(seconds: float) -> tuple[float, float, float, float]:
-    """Sine and cosine of the hour of day and of the day of the week."""
-    if not isfinite(seconds):
-        raise _UnusualError
-    day, second = divmod(seconds, DAY)
-    hour = _TURN * second / DAY
-    weekday = _TURN * ((day + DAYS_SINCE_MONDAY) % 7.0) / 7.0
-    return math.sin(hour), math.cos(hour), math.sin(weekday), math.cos(weekday)

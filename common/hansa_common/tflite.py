@@ -3,8 +3,10 @@
 - A file is one of ours where it takes dense (rows, num_dense) float32 and ids (rows, num_embedded) int32, those of the
   two that it has, any number of rows, and gives (rows, 1) float32. Everything else is refused.
 - A row's logit does not depend on the rows beside it: rows go through in blocks of one size, the last one filled up.
-- Threads may share a network for `logits`, where their calls wait for each other; `logit` is for one at a time. One
-  call computes on one thread.
+- Threads may share a network for `logits`, where their calls wait for each other; `row` and `row_logit` are for one at
+  a time. One call computes on one thread.
+- The one row is written and its logit read where the interpreter itself keeps them: copying them in and out through
+  its own calls takes as long as a small network.
 
 The file's bytes are read by native code. Who does not trust them gives them to a process that has nothing to lose
 (the merchant's candidate.py).
@@ -12,8 +14,8 @@ The file's bytes are read by native code. Who does not trust them gives them to 
 
 from __future__ import annotations
 
-import math
 import threading
+from math import isfinite
 from typing import Any, Final
 
 import numpy as np
@@ -43,23 +45,27 @@ class TfliteNetwork:
         self._dense, self._ids = _input_indices(one_row, num_dense, num_embedded, name)
         self._output = _output_index(one_row, name)
         self._one_row = self._allocated(one_row, 1)
+        self._row = Inputs(_tensor(one_row, self._dense, np.float32), _tensor(one_row, self._ids, np.int32))
+        self._row_output = _tensor(one_row, self._output, np.float32).reshape(-1).data
+        # Not `one_row.invoke`: it refuses while anybody looks into the interpreter's memory, which could be resized.
+        # Nothing resizes this one: its sizes are set, and no network of ours has any that depend on values.
+        self._invoke = one_row._interpreter.Invoke  # noqa: SLF001
         self._block: Interpreter | None = None
-        # Bound once: looking them up costs a tenth of what a small network takes for a row.
-        self._set, self._invoke, self._get = one_row.set_tensor, one_row.invoke, one_row.get_tensor
 
-    def logit(self, dense: NDArray[np.float32], ids: NDArray[np.int32]) -> float:
-        """The logit of one row: dense (1, num_dense), ids (1, num_embedded); for one thread at a time.
+    @property
+    def row(self) -> Inputs:
+        """Where the row that `row_logit` scores is written: dense (1, num_dense), ids (1, num_embedded)."""
+        return self._row
+
+    def row_logit(self) -> float:
+        """The logit of what stands in `row`; for one thread at a time.
 
         Raises:
             BundleError: it is not finite.
         """
-        if self._dense is not None:
-            self._set(self._dense, dense)
-        if self._ids is not None:
-            self._set(self._ids, ids)
         self._invoke()
-        logit: float = self._get(self._output).item()
-        if not math.isfinite(logit):
+        logit: float = self._row_output[0]
+        if not isfinite(logit):
             raise BundleError(f"{self._name} gives a logit that is not finite")
         return logit
 
@@ -140,6 +146,14 @@ def _output_index(interpreter: Interpreter, name: str) -> int:
         kinds = ", ".join(str(np.dtype(part["dtype"])) for part in outputs)
         raise BundleError(f"{name} gives {kinds or 'nothing'}; a model gives one float32 logit a row")
     return int(outputs[0]["index"])
+
+
+def _tensor(interpreter: Interpreter, index: int | None, kind: type[Any]) -> NDArray[Any]:
+    """A tensor of one row where the interpreter keeps it; an empty row where the network has none."""
+    if index is None:
+        return np.zeros((1, 0), kind)
+    found: NDArray[Any] = interpreter.tensor(index)()
+    return found
 
 
 def _filled_up(rows: NDArray[Any]) -> NDArray[Any]:

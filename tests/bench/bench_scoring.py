@@ -4,8 +4,8 @@
   array that is ready for it: at most 500 trees at .05 with early stopping, as bench_accuracy.py trains it, one thread.
   That is the fastest way into LightGBM from Python; its scikit-learn `predict` takes some twenty times as long. The two
   take turns, so that a busy machine slows both. Mark: at least 3 times faster at the median.
-- One row of 24 columns of every kind, texts among them. Told without a mark beside LightGBM on an array of codes, which
-  somebody else has looked up for it.
+- One row of 24 columns of every kind, texts among them, against LightGBM on an array of codes, which somebody else has
+  looked up for it. Mark: the same.
 - Batches of the int8 file against the float32 file on a network of 400,000 parameters, one thread, also taking turns.
   Mark: at least 2 times the rows a second.
 - From the start of the interpreter's first import to the first score, reading and verifying the files included, in
@@ -213,7 +213,8 @@ def main() -> int:
     for told, rates in (("64-32", narrow), ("-".join(map(str, WIDE)), wide)):
         print(f"rows a second, {told}: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))
     marks = [
-        ("one row, times faster than LightGBM", of_numbers["lightgbm"] / of_numbers["hansa"], MARK_ROW, "at least"),
+        ("one row of numbers, times faster than LightGBM", _times_faster(of_numbers), MARK_ROW, "at least"),
+        ("one row of every kind, times faster than LightGBM", _times_faster(of_every_kind), MARK_ROW, "at least"),
         ("wide batches, int8 times float32", wide["int8"] / wide["float32"], MARK_BATCH, "at least"),
         ("import to first score, seconds", first_seconds, MARK_FIRST_SECONDS, "below"),
     ]
@@ -232,6 +233,10 @@ def main() -> int:
         }
         options.json.write_text(json.dumps(measured, indent=2))
     return int(missed)
+
+
+def _times_faster(times: dict[str, float]) -> float:
+    return times["lightgbm"] / times["hansa"]
 
 
 if __name__ == "__main__":

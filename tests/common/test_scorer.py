@@ -126,22 +126,22 @@ def test_single_row_has_the_inputs_that_it_has_in_a_table(unfinished):
     transform = RowTransform(preprocessing, unfinished.hash_key)
     whole = preprocessing.transform(columns, unfinished.hash_key)
     for number in range(400):
-        dense, ids = transform(plain_row(columns, number))
-        assert (dense.dtype, ids.dtype) == (np.float32, np.int32)
-        np.testing.assert_allclose(dense[0], whole.dense[number], rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(ids[0], whole.ids[number])
+        alone = transform(plain_row(columns, number))
+        assert (alone.dense.dtype, alone.ids.dtype) == (np.float32, np.int32)
+        np.testing.assert_allclose(alone.dense[0], whole.dense[number], rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(alone.ids[0], whole.ids[number])
 
 
 @pytest.mark.parametrize("value", [500, np.float64(3.25), np.float32(3.25), np.int64(7), True, 1e300, -1e300])
 def test_any_finite_number_is_one_and_ends_at_its_domain(unfinished, value):
     columns = columns_of(unfinished, unfinished.rows(1, seed=7))
-    dense, _ = RowTransform(unfinished.parts.preprocessing, unfinished.hash_key)(
+    alone = RowTransform(unfinished.parts.preprocessing, unfinished.hash_key)(
         {**plain_row(columns, 0), "amount": value}
     )
     expected = unfinished.parts.preprocessing.transform(
         {**columns, "amount": np.array([float(value)])}, unfinished.hash_key
     )
-    np.testing.assert_allclose(dense, expected.dense, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(alone.dense, expected.dense, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,21 @@ def test_network_agrees_with_the_slow_forward_pass(finished):
     logits, _ = forward(parts.spec, parts.weights, Inputs(dense, ids))
     network = TfliteNetwork(parts.float_tflite, parts.spec.num_dense, 2)
     np.testing.assert_allclose(network.logits(Inputs(dense, ids)), np.asarray(logits).reshape(-1), atol=1e-5)
-    np.testing.assert_allclose(
-        [network.logit(dense[i : i + 1], ids[i : i + 1]) for i in range(100)], np.asarray(logits).reshape(-1), atol=1e-5
-    )
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", [FLOAT_NAME, INT8_NAME])
+def test_row_written_in_place_scores_as_in_a_table_while_tables_are_scored_between(finished, bundle, name):
+    columns = columns_of(finished, finished.rows(2 * BLOCK_ROWS, seed=10))
+    inputs = bundle.preprocessing.transform(columns, finished.hash_key)
+    network = TfliteNetwork(bundle.networks[name], bundle.spec.num_dense, 2)
+    expected, alone = network.logits(inputs), []
+    for number in range(300):
+        if number % 50 == 0:
+            np.testing.assert_array_equal(network.logits(inputs), expected)
+        network.row.dense[:], network.row.ids[:] = inputs.dense[number], inputs.ids[number]
+        alone.append(network.row_logit())
+        # Whatever computing does with its memory, what was written stays until it is written over.
+        assert network.row_logit() == alone[-1]
+    assert np.ptp(alone) > 0.5
+    np.testing.assert_allclose(alone, expected[:300], atol=1e-5)
