@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hansa_client.data import feature_rows
+from hansa_client.data import feature_rows, merchant_table
 from hansa_client.delivery import DELIVERED_NAME, OWN_NAME, Inbox, Kept, OwnDecision
 from hansa_client.policy import Policy
 from hansa_common import bundle as bundles
@@ -22,7 +23,7 @@ from hansa_common.bundle import FILE_NAMES, MANIFEST_NAME, SIGNATURE_NAME, Manif
 from hansa_common.errors import AgreementMismatchError, BundleError, MerchantError, MessageError, PolicyError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.keys import public_key_of
-from hansa_common.messages import DeliverOrder
+from hansa_common.messages import Delivered, DeliverOrder, decode, encode, message_hash
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.parcel import pack, unpack
 from hansa_common.trust import Trust
@@ -298,3 +299,36 @@ def test_network_that_is_none_gives_no_threshold_says_why_and_is_no_refusal(inbo
     own = arrived.decided(rows, np.array([0, 1, 1], np.uint8))
     assert own.threshold is None
     assert "int8.tflite" in own.reason
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("one_thread")
+def test_trainer_decides_on_its_validation_rows_and_answers_one_word(finished, state):
+    from hansa_client.programs import Programs
+    from hansa_client.trainer import MerchantTrainer
+    from hansa_client.variates import VariateStore
+    from hansa_common.scorer import Scorer
+
+    values = json.loads(finished.parts.agreement.canonical_json())
+    agreed = validate_agreement({**values, "compression": {"format": "int8"}, "roster": ["alder", "birch"]}, "the test")
+    files = with_parts(finished, agreement=agreed)
+    scorer = Scorer(open_bundle(files, finished.trusted), finished.hash_key)
+    frame = finished.rows(900, seed=6)
+    scores = scorer.score(feature_rows(frame, agreed.features, "the test").columns)
+    fraud = scores + np.random.default_rng(1).normal(0, scores.std(), scores.size) > np.quantile(scores, 0.8)
+    table = merchant_table(frame.assign(is_fraud=fraud.astype(int).astype(str)), agreed, "alder", "the test")
+    trainer = MerchantTrainer(
+        agreed, "alder", table, hash_key=finished.hash_key, state=VariateStore(),
+        programs=Programs.for_tables(agreed, table), out=state,
+    )  # fmt: skip
+    order = order_of(agreed.fingerprint).model_copy(update={"bundle": packed(files)})
+    reply = decode(trainer.work(order, message_hash(encode(order)), time.monotonic()))
+    assert reply == Delivered(merchant="alder", order_hash=message_hash(encode(order)))
+
+    kept, rows = Kept.read(state), table.validation
+    labels = table.labels[rows]
+    scores = scorer.score({name: column[rows] for name, column in table.columns.items()})
+    called = scores >= kept.own.threshold
+    assert (kept.own.num_rows, kept.own.num_positives) == (len(rows), labels.sum())
+    assert kept.own.f1 == pytest.approx(2 * (called & (labels == 1)).sum() / (called.sum() + labels.sum()))
+    assert kept.files == files
