@@ -66,7 +66,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def one_thread() -> None:
     """TensorFlow's threads are settled before its first operation or never: for tests whose own comes first."""
-    from hansa_client.tensorflow_program import configure_devices
+    from hansa_client.tensorflow_state import configure_devices
 
     configure_devices()
 

@@ -152,17 +152,17 @@ def describe_device() -> tuple[str, str]:
         UsageError: the backend is neither TensorFlow nor JAX.
     """
     with native_output.kept_back():
-        if _backend() == "jax":
+        if backend() == "jax":
             from hansa_client import jax_program
 
             return "jax", jax_program.device_name()
-        from hansa_client import tensorflow_program
+        from hansa_client import tensorflow_state
 
-        return "tensorflow", tensorflow_program.device_name()
+        return "tensorflow", tensorflow_state.device_name()
 
 
 def _new_program(settings: StepSettings) -> Program:
-    if _backend() == "jax":
+    if backend() == "jax":
         from hansa_client.jax_program import JaxProgram
 
         return JaxProgram(settings)
@@ -171,7 +171,12 @@ def _new_program(settings: StepSettings) -> Program:
     return TensorFlowProgram(settings)
 
 
-def _backend() -> str:
+def backend() -> str:
+    """Keras' backend.
+
+    Raises:
+        UsageError: it is neither TensorFlow nor JAX.
+    """
     import keras
 
     name = str(keras.backend.backend())
