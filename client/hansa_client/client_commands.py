@@ -21,9 +21,13 @@ from typing import Annotated, Final
 import typer
 
 from hansa_client import flower_node
+from hansa_client.approvals import Approvals
+from hansa_client.approve_command import approve
+from hansa_client.audit_command import audit
 from hansa_client.enroll_command import enroll
 from hansa_client.fetch_command import fetch
 from hansa_client.merchant_files import MerchantFiles
+from hansa_client.seals import seals_for
 from hansa_client.trainer_link import SOCKET_NAME
 from hansa_client.trainer_service import check_socket_folder
 from hansa_common import children, durable_files
@@ -55,10 +59,16 @@ def start(
     hash_key: Annotated[
         Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="What this merchant permits beyond the agreement (TOML).", show_default="STATE/merchant.toml"
+        ),
+    ] = None,
 ) -> None:
     """Serve this merchant's trainer and connect it to the coordinator, until Ctrl-C."""
     state_folder = state or Path(".hansa") / merchant
-    files = MerchantFiles(agreement.absolute(), data.absolute(), state_folder.absolute(), hash_key)
+    files = MerchantFiles(agreement.absolute(), data.absolute(), state_folder.absolute(), hash_key, policy)
     try:
         with stopped_by_sigterm():
             _start(files, merchant, loopback_address(server))
@@ -67,7 +77,9 @@ def start(
 
 
 client.command()(enroll)
+client.command()(approve)
 client.command()(fetch)
+client.command()(audit)
 
 
 def _start(files: MerchantFiles, merchant: str, server: Address) -> None:
@@ -95,6 +107,12 @@ def _check(files: MerchantFiles, merchant: str) -> None:
     files.read_hash_key(agreement)
     if not files.data.exists():
         raise UsageError(f"there is no table at {files.data}")
+    if agreement.trust is not None:
+        # Without it this command, with the file that it was given, is the approval.
+        Approvals(files.state).verify(agreement.fingerprint)
+        seals_for(agreement, merchant, files.state)
+    for line in files.policy_file().current().conflicts(agreement):
+        typer.echo(f"{merchant}: {line}; such orders will be refused")
 
 
 def _check_reachable(server: Address) -> None:
@@ -147,6 +165,8 @@ def _trainer_command(files: MerchantFiles, merchant: str, folder: Path, ready: i
     }
     if files.hash_key is not None:
         options["--hash-key"] = files.hash_key
+    if files.policy is not None:
+        options["--policy"] = files.policy
     # One word each: a name may begin with a dash for all this knows.
     words = [f"{name}={value}" for name, value in options.items()]
     return [sys.executable, "-m", "hansa_client.trainer_service", *words]

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hansa_client.state_folders import state_folder
 from hansa_common.errors import UsageError
 
 if TYPE_CHECKING:
     from hansa_client.delivery import Kept, OwnDecision
-
-STATES: Final = Path(".hansa")
-_COORDINATORS: Final = "server"
 
 
 def fetch(
@@ -34,7 +32,7 @@ def fetch(
     """Fetch the finished bundle that the coordinator delivered, with this merchant's own threshold beside it."""
     from hansa_client.delivery import Kept
 
-    kept = Kept.read(_state_folder(state))
+    kept = Kept.read(state_folder(state))
     place(kept, out, force=force)
     facts = _facts(kept, out)
     typer.echo(json.dumps(facts) if as_json else _told(facts))
@@ -68,19 +66,6 @@ def place(kept: Kept, out: Path, *, force: bool) -> None:
         write_threshold(folder, kept.own.bundle, kept.own.threshold)
     elif is_other:
         durable_files.remove(folder.parent / THRESHOLD_NAME)
-
-
-def _state_folder(given: Path | None) -> Path:
-    """The folder that was named, or the only merchant's in .hansa."""
-    if given is not None:
-        if not given.is_dir():
-            raise UsageError(f"there is no state folder {given}; it is the one that `hansa client start` was given")
-        return given
-    folders = sorted(p for p in STATES.glob("*") if p.is_dir() and p.name != _COORDINATORS)
-    if len(folders) != 1:
-        found = f"{STATES} holds {', '.join(f.name for f in folders)}" if folders else f"no merchant's is in {STATES}"
-        raise UsageError(f"which state folder? {found}; name it with --state, as for `hansa client start`")
-    return folders[0]
 
 
 def _refuse_another_key(folder: Path, signer: str) -> None:

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from hansa_client.approvals import Approvals
 from hansa_client.flower_node import command, environment
 from hansa_common import children
 from hansa_common.addresses import Address
+from hansa_common.agreement import parse_agreement
+from hansa_common.keys import make_signing_key, public_key_of
+from hansa_common.trust import Trust
 
 AGREEMENT = """
 task = "fraud"
@@ -106,6 +110,39 @@ def test_hash_key_that_is_not_the_agreed_one(refused, files, tmp_path):
     refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "not the key")
     (tmp_path / "key").write_text("not hexadecimal")
     refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "cannot be read")
+
+
+def test_policy_that_does_not_hold_and_one_that_is_not_there(refused, files, tmp_path):
+    policy = tmp_path / "mine.toml"
+    refused({**files, "--policy": str(policy)}, 2, "no policy at", "mine.toml")
+    policy.write_text("max_round = 3\n")
+    refused({**files, "--policy": str(policy)}, 2, "mine.toml", "did you mean 'max_rounds'")
+
+
+def test_agreement_with_trust_starts_only_once_it_is_approved_and_with_the_key_that_it_names(hansa, files, tmp_path):
+    state = Path(files["--state"])
+    state.mkdir(mode=0o700)
+    key = public_key_of(make_signing_key(state / "identity.key"))
+    trust = Trust(coordinator="a" * 64, merchants={"alpha": key, "beta": "b" * 64})
+    merchants = "".join(f'{name} = "{known}"\n' for name, known in trust.merchants.items())
+    text = f'{AGREEMENT}[trust]\ncoordinator = "{trust.coordinator}"\n[trust.merchants]\n{merchants}'
+    Path(files["agreement"]).write_text(text)
+    words = ["client", "start", files["agreement"], files["data"], "--state", state, "--merchant"]
+    refused = hansa(*words, "alpha")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "is not approved" in refused.stderr
+    Approvals(state).approve(parse_agreement(text, "the test"))
+    assert "the agreement names" in hansa(*words, "beta").stderr
+    # Past these checks, at a coordinator that is not there.
+    assert "nothing answers at" in hansa(*words, "alpha", "--server", "127.0.0.1:9").stderr
+
+
+def test_policy_that_this_agreement_will_meet_is_told(hansa, files):
+    Path(files["--state"]).mkdir(mode=0o700)
+    (Path(files["--state"]) / "merchant.toml").write_text("min_cohort = 9\n")
+    words = ["client", "start", files["agreement"], files["data"], "--state", files["--state"], "--merchant", "alpha"]
+    told = hansa(*words, "--server", "127.0.0.1:9")
+    assert "alpha: the agreement asks for cohorts of 2, merchant.toml has min_cohort = 9" in told.stdout
 
 
 def test_node_is_told_the_socket_and_nothing_of_the_data(tmp_path):

@@ -1,0 +1,157 @@
+"""An agreement in plain words for the merchant who is to approve it, and what is new in it since the last one.
+
+The words tell what is asked of the merchant and what leaves it; the file itself and docs/data.md say every key.
+Whatever an agreement's author chose is written so that no terminal obeys it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from hansa_common.agreement import Agreement, Plan
+from hansa_common.plain_text import printable
+
+MAX_SHOWN_CHARS: Final = 60
+MAX_NAMES_CHARS: Final = 2000
+_WHAT_LEAVES: Final = (
+    "the coordinator gets, in the clear, your update of every round; your number of training rows; and counts of your "
+    "columns and histograms of your scores"
+)
+
+
+def plain_words(agreement: Agreement) -> list[str]:
+    """The agreement as sentences, one a line."""
+    return [
+        _task(agreement),
+        _columns(agreement),
+        _rounds(agreement),
+        _cohort(agreement),
+        _WHAT_LEAVES,
+        _floors(agreement),
+        *_compression(agreement),
+        *_trust(agreement),
+    ]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two agreements' values, one line each, in order of place; nothing where they are equal.
+
+    >>> differences({"roster": ["a", "b"], "seed": 1}, {"roster": ["a", "c"], "seed": 2})
+    ["roster: 'c' is new", "roster: 'b' is gone", 'seed: 1 -> 2']
+    """
+    return list(_differences("", before, after))
+
+
+def _differences(place: str, before: Any, after: Any) -> Iterator[str]:
+    if before == after:
+        return
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted({*before, *after}):
+            inner = f"{place}.{key}" if place else str(key)
+            if key not in before:
+                yield f"{_text_of_place(inner)}: new, {_shown(after[key])}"
+            elif key not in after:
+                yield f"{_text_of_place(inner)}: gone, was {_shown(before[key])}"
+            else:
+                yield from _differences(inner, before[key], after[key])
+    elif _are_named(before) and _are_named(after):
+        old, new = ({entry["name"]: entry for entry in entries} for entries in (before, after))
+        yield from _members(place, list(old), list(new))
+        for name in (name for name in new if name in old):
+            yield from _differences(f"{place}.{name}", old[name], new[name])
+    elif _are_texts(before) and _are_texts(after):
+        yield from _members(place, before, after)
+    else:
+        yield f"{_text_of_place(place)}: {_shown(before)} -> {_shown(after)}"
+
+
+def _members(place: str, before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
+    old, new = set(before), set(after)
+    yield from (f"{_text_of_place(place)}: {_text(name)} is new" for name in after if name not in old)
+    yield from (f"{_text_of_place(place)}: {_text(name)} is gone" for name in before if name not in new)
+    if old == new and list(before) != list(after):
+        yield f"{_text_of_place(place)}: in another order"
+
+
+def _are_named(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, dict) and "name" in value for value in values)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _task(agreement: Agreement) -> str:
+    column, positive = _text(agreement.label.column), _text(agreement.label.positive)
+    return f"{_text(agreement.name)}: a {agreement.task} model of column {column}, positive where it says {positive}"
+
+
+def _columns(agreement: Agreement) -> str:
+    names = [feature.name for feature in agreement.features]
+    hashed = "" if agreement.privacy.hash_key_id is None else "; categories are hashed with the merchants' own key"
+    return f"reads of your table that column and {len(names)} more, nothing else: {_names(names)}{hashed}"
+
+
+def _rounds(agreement: Agreement) -> str:
+    plans = agreement.training.plans
+    best = ", whichever does best on trial" if len(plans) > 1 else ""
+    how = "; or ".join(map(_plan, plans))
+    return f"trains in up to {agreement.training.rounds} rounds, each on all your training rows: {how}{best}"
+
+
+def _plan(plan: Plan) -> str:
+    epochs = "1 epoch" if plan.local_epochs == 1 else f"{plan.local_epochs} epochs"
+    return f"{plan.algorithm}, {epochs} of {plan.optimizer} in batches of {plan.batch_size}"
+
+
+def _cohort(agreement: Agreement) -> str:
+    drawn = "" if agreement.cohort.size is None else f", of {agreement.cohort.size} drawn for it"
+    roster = f"the roster's {len(agreement.roster)}: {_names(agreement.roster)}"
+    who = f", of {roster}" if agreement.roster else "; anyone may take part"
+    return f"a round counts with {agreement.cohort.min_merchants} merchants or more{drawn}{who}"
+
+
+def _floors(agreement: Agreement) -> str:
+    privacy = agreement.privacy
+    own = "your own figures are sent and reported" if privacy.share_metrics else "your own figures are not sent"
+    return (
+        f"it gets no count below {privacy.min_count} and no histogram of fewer than {privacy.min_positives} positives; "
+        f"{own}"
+    )
+
+
+def _compression(agreement: Agreement) -> list[str]:
+    compression = agreement.compression
+    if compression.format == "none":
+        return []
+    pruned = ""
+    if compression.sparsity:
+        pruned = f"pruned to {compression.sparsity:.0%} zeros in two sets of {compression.pruning_rounds} more rounds, "
+    quantized = f"{pruned}quantized by histograms of what flows through it on your rows"
+    return [f"the model is then made small: {quantized}, judged on them, and delivered to you"]
+
+
+def _trust(agreement: Agreement) -> list[str]:
+    if agreement.trust is None:
+        return ["nothing is signed: it is for one machine alone"]
+    return [f"orders are obeyed that the coordinator's key has signed: {agreement.trust.coordinator}"]
+
+
+def _names(names: Sequence[str]) -> str:
+    return printable(", ".join(names), MAX_NAMES_CHARS)
+
+
+def _text(text: str) -> str:
+    return f"'{printable(text, MAX_SHOWN_CHARS)}'"
+
+
+def _text_of_place(place: str) -> str:
+    return printable(place, 2 * MAX_SHOWN_CHARS)
+
+
+def _shown(value: Any) -> str:
+    # Keys are compared letter by letter, so what is one is told whole.
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return printable(text, 2 * MAX_SHOWN_CHARS)
