@@ -113,10 +113,11 @@ def score_histogram(logits: ArrayLike, labels: ArrayLike) -> Histogram:
     positive = label == 1
     if not (positive | (label == 0)).all():
         raise ValueError("labels must be 0 or 1")
-    return np.bincount(_bins(logit) + NUM_BINS * positive, minlength=HISTOGRAM_LENGTH).astype(np.int64, copy=False)
+    return np.bincount(score_bins(logit) + NUM_BINS * positive, minlength=HISTOGRAM_LENGTH).astype(np.int64, copy=False)
 
 
-def _bins(logits: NDArray[np.float64]) -> NDArray[np.int64]:
+def score_bins(logits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The histogram's bin of each logit, of any shape: 0 to NUM_BINS - 1, by ascending logit."""
     position = (np.arcsinh(logits) / _REACH + 1.0) * (NUM_BINS / 2)
     guess = np.clip(position, 0, NUM_BINS - 1).astype(np.int64)
     # Off by one where an edge was moved, or where rounding fell on it.

@@ -2,8 +2,8 @@
 
 Promises: equal runs give equal bytes; the page fetches nothing and runs nothing (its own content policy
 forbids both); every string of the run, merchants' names above all, is escaped. What the page says is
-report_sections.py's and report_tables.py's, how it writes it report_words.py's, what it draws report_figures.py's.
-Writing the page to disk is the caller's.
+report_sections.py's, report_small_model.py's and report_tables.py's, how it writes it report_words.py's, what it draws
+report_figures.py's. Writing the page to disk is the caller's.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from hansa_server import report_figures as figures
 from hansa_server import report_sections as sections
+from hansa_server import report_small_model as small_model
 from hansa_server import report_tables as tables
 from hansa_server import report_words as words
 from hansa_server.report_figures import Gain, Trail
-from hansa_server.report_sections import MEASURES, Run
+from hansa_server.report_sections import MEASURES, Notice, Run
+from hansa_server.report_tables import Table
 from hansa_server.report_words import number, part
 
 MAX_CHART_MERCHANTS: Final = 40
@@ -60,6 +62,7 @@ def render_report(run: Run) -> str:
         pooled_interval=sections.pooled_interval(run),
         quality_figures=_quality_figures(run),
         round_figures=_round_figures(run),
+        small=_small_model(run),
         num_rounds=len(sections.rounds(run)),
         replies=[words.count(number_of) for number_of in sections.replies(run)],
         dropped_table=tables.dropped_table(run),
@@ -91,6 +94,52 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html")
+
+
+@dataclass(frozen=True)
+class SmallModelPart:
+    """The part of the page on the small model."""
+
+    notice: Notice | None
+    sentences: tuple[str, ...]
+    figures: list[Figure]
+    tables: tuple[Table | None, ...]
+
+
+def _small_model(run: Run) -> SmallModelPart | None:
+    if not small_model.is_there(run):
+        return None
+    return SmallModelPart(
+        small_model.notice(run),
+        small_model.sentences(run),
+        [*_size_figures(run), *_step_figures(run)],
+        (small_model.step_table(run), small_model.merchant_table(run)),
+    )
+
+
+def _size_figures(run: Run) -> list[Figure]:
+    sizes = tuple((size.name, size.num_bytes) for size in small_model.sizes(run))
+    if not sizes:
+        return []
+    described = "; ".join(f"{name} {words.kilobytes(num_bytes)}" for name, num_bytes in sizes)
+    reading = "The weights as trained, the file that scores, and what is left of it on the way to a merchant."
+    return [Figure("Size of the model", reading, f"Size: {described}.", figures.size_chart(sizes))]
+
+
+def _step_figures(run: Run) -> list[Figure]:
+    steps = small_model.steps(run, "pr_auc")
+    if not steps:
+        return []
+    described = "; ".join(
+        f"{step.name} {words.signed(step.validation)} on validation rows, {words.signed(step.test)} on test rows"
+        for step in steps
+    )
+    title = MEASURES["pr_auc"]
+    reading = "Right of the line: better than as trained. Validation rows decide whether the small model is released."
+    if any(step.name == small_model.CONTROL for step in steps):
+        reading += " What the control lost too, the further rounds did, not pruning."
+    svg = figures.step_chart(steps, title)
+    return [Figure(f"What each step changed in {title}", reading, f"Change of {title}: {described}.", svg)]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -86,6 +86,15 @@ class Trail:
     kept: bool
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step on the way to the small model changed in a figure, None where it is not known."""
+
+    name: str
+    validation: float | None
+    test: float | None
+
+
 @_remembered
 def gain_chart(gains: tuple[Gain, ...], measure: str) -> str:
     """A dot and an interval for each merchant, in the order given from top to bottom."""
@@ -180,6 +189,50 @@ def reliability_chart(groups: tuple[tuple[float, float, int], ...]) -> str:
         axes.set_ylabel("share that was positive")
         axes.legend(loc="upper left")
     return out[0]
+
+
+@_remembered
+def size_chart(sizes: tuple[tuple[str, float], ...]) -> str:
+    """A bar for each form of the model, its size in KB at the end; sizes in bytes."""
+    with _drawing("sizes", height=0.95 + 0.34 * len(sizes)) as (axes, out):
+        kilobytes = [size / 1e3 for _, size in sizes]
+        axes.barh(range(len(sizes)), kilobytes, height=0.55, color=[MUTED, *[TOGETHER] * (len(sizes) - 1)])
+        for place, size in enumerate(kilobytes):
+            axes.annotate(f"{size:,.1f}", (size, place), (5, 0), textcoords="offset points", va="center", color=INK)
+        axes.set_yticks(range(len(sizes)), [name for name, _ in sizes])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.2 * max(kilobytes))
+        axes.xaxis.set_major_locator(_ticks(5))
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("KB")
+    return out[0]
+
+
+@_remembered
+def step_chart(steps: tuple[Step, ...], measure: str) -> str:
+    """A line for each step from top to bottom, what it changed on validation rows (ring) and on test rows (dot)."""
+    with _drawing(f"steps {measure}", height=1.35 + 0.3 * len(steps)) as (axes, out):
+        places = range(len(steps))
+        axes.axvline(0.0, color=MUTED, linewidth=1.0)
+        axes.plot(
+            [_or_nan(step.validation) for step in steps], places, "o",
+            color=POOLED, markerfacecolor=PAPER, markersize=6.5, label="validation rows",
+        )  # fmt: skip
+        axes.plot(
+            [_or_nan(step.test) for step in steps], places, "o", color=TOGETHER, markersize=6.5, label="test rows"
+        )
+        axes.set_yticks(places, [step.name for step in steps])
+        axes.set_ylim(len(steps) - 0.5, -0.5)
+        axes.margins(x=0.15)
+        axes.xaxis.set_major_locator(_ticks(4))
+        axes.xaxis.set_major_formatter(_signed)
+        axes.set_xlabel(f"{measure}, minus that of the model as trained")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, columnspacing=1.2, handletextpad=0.2)
+    return out[0]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

@@ -98,6 +98,10 @@ def counted(value: float, total: float | None) -> str:
     return f"{count(value)} ({share})"
 
 
+def kilobytes(value: float | None) -> str:
+    return DASH if value is None else f"{value / 1e3:,.1f} KB"
+
+
 def megabytes(value: float | None) -> str:
     return DASH if value is None else f"{value / 1e6:.2f} MB"
 

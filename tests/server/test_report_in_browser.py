@@ -142,7 +142,29 @@ def bare(run):
     return {**kept, "merchants": known, "rounds": rounds, **nothing}
 
 
-@pytest.mark.parametrize("kind", [dict, crowd, bare])
+def areas(pr_auc):
+    return {"roc_auc": 0.9, "pr_auc": pr_auc}
+
+
+def small(run):
+    """A pruned small model at forty merchants."""
+    found = {"bytes": 22_504_000, "gzip_bytes": 7_913_000, "float32_bytes": 75_780_000, "sparsity": 0.7973}
+    stages = {"pruned": areas(0.598), "control": areas(0.597)}
+    pruning = {"sparsity": 0.8, "pruned": True, "reason": "", "validation": stages, "test": stages}
+    judged = {"original": areas(0.6), "candidate": areas(0.595)}
+    compression = {"released": True, "reason": "", "validation": judged, "found": found, "pruning": pruning}
+    crowded = {**crowd(run), "compression": compression, "compressed": areas(0.5)}
+    crowded["merchants"] = {name: {**m, "compressed": areas(0.4)} for name, m in crowded["merchants"].items()}
+    return crowded
+
+
+def refused(run):
+    """A small model that one merchant with a long name would not have."""
+    reason = f"{LONG_NAME} would lose more than 0.05 PR-AUC on their own validation rows"
+    return {**run, "compression": {**small(run)["compression"], "released": False, "reason": reason}}
+
+
+@pytest.mark.parametrize("kind", [dict, crowd, bare, small, refused])
 def test_page_fits_desktop_and_phone_is_legible_and_asks_for_nothing(browser, finished_run, tmp_path, kind):
     path = tmp_path / "report.html"
     path.write_text(render_report(kind(finished_run)), encoding="utf-8")
