@@ -17,6 +17,7 @@ from pathlib import Path
 from hansa_common.errors import UsageError
 
 UNFINISHED_SUFFIX = ".unfinished"
+LOCK_NAME = "lock"
 
 
 def write(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -83,7 +84,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

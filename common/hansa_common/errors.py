@@ -100,6 +100,12 @@ class RunFailedError(CoordinatorError):
     code = "run-failed"
 
 
+class RunInterruptedError(CoordinatorError):
+    """A run cannot go on for now: its checkpoint is whole, and it goes on from there once this is mended."""
+
+    code = "run-interrupted"
+
+
 class CompressionError(CoordinatorError):
     """The finished model cannot be made smaller as asked; the float model is as good as before."""
 

@@ -1,8 +1,8 @@
 """The Flower ServerApp: a run folder in, a trained model and its figures out; once that is signed, its delivery.
 
 The folder that run config names is the whole interface: run_folder.py says what stands in it. A folder with a signed
-bundle is one to deliver, and every other a run's that is to begin. Nothing that can change a result or a guarantee is
-read from anywhere else. A simulation calls the same app with its own grid.
+bundle is one to deliver, and every other a run's that is to begin, or to go on from its checkpoint. Nothing that can
+change a result or a guarantee is read from anywhere else. A simulation calls the same app with its own grid.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hansa_server import run_folder
+from hansa_common.agreement import Agreement
+from hansa_server import checkpoint, run_folder
 from hansa_server.delivery import deliver
 from hansa_server.federation import SYSTEM_CLOCK, run_federation
 from hansa_server.progress import RunProgress
 from hansa_server.run_events import Event, RoundFinished
+from hansa_server.run_state import RunState
 
 # The display says what the log says; without a handler of its own, logging would print its warnings twice.
 logging.getLogger("hansa_server").addHandler(logging.NullHandler())
@@ -39,12 +41,22 @@ def main(grid: Grid, context: Context) -> None:
 
 def _train(grid: Grid, folder: Path) -> None:
     agreement = run_folder.open_run(folder)
-    with run_folder.failure_told(folder), RunProgress() as progress:
+    with checkpoint.held(folder):
+        begun = checkpoint.load(folder, agreement) or RunState(uuid.uuid4().hex)
+        run_folder.write_rounds(folder, [entry.to_json() for entry in begun.rounds])
+        with run_folder.failure_told(folder), RunProgress() as progress:
+            _run(grid, folder, agreement, begun, progress)
+        checkpoint.remove(folder)
 
-        def on_event(event: Event) -> None:
-            progress.show(event)
-            if isinstance(event, RoundFinished):
-                run_folder.add_round(folder, event.to_json())
 
-        result = run_federation(grid, agreement, run_id=uuid.uuid4().hex, on_event=on_event)
-        run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing, result.small)
+def _run(grid: Grid, folder: Path, agreement: Agreement, begun: RunState, progress: RunProgress) -> None:
+    def on_event(event: Event) -> None:
+        progress.show(event)
+        if isinstance(event, RoundFinished):
+            run_folder.add_round(folder, event.to_json())
+
+    def keep(state: RunState) -> None:
+        checkpoint.save(folder, agreement, state)
+
+    result = run_federation(grid, agreement, begun, on_event=on_event, keep=keep)
+    run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing, result.small)

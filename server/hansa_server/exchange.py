@@ -43,6 +43,8 @@ from hansa_common.messages import (
 
 GRACE_SECONDS: Final = 15.0
 WINDOW: Final = 8
+# Where there is no node: Flower's ids are not negative.
+AWAY: Final = -1
 FIRST_WAIT_SECONDS: Final = 0.05
 LONGEST_WAIT_SECONDS: Final = 0.5
 _WAIT_GROWTH: Final = 1.5
@@ -58,7 +60,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Addressed:
-    """An order and the node it goes to."""
+    """An order and the node it goes to; AWAY where there is none."""
 
     node_id: int
     order: Order
@@ -141,16 +143,19 @@ class Exchange:
     def send(self, addressed: Addressed, ttl: float) -> Sent:
         """Send one order; Flower forgets it, undelivered, after ttl seconds."""
         encoded = encode(addressed.order)
-        content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: encoded})})
-        message = Message(content, addressed.node_id, "train", ttl=ttl)
-        message_id = next(iter(self._grid.push_messages([message])), None)
+        message_id = None if addressed.node_id == AWAY else self._pushed(encoded, addressed.node_id, ttl)
         return Sent(
             addressed.node_id,
             addressed.order.recipient,
             message_hash(encoded),
             len(encoded),
-            None if message_id is None else str(message_id),
+            message_id,
         )
+
+    def _pushed(self, encoded: bytes, node_id: int, ttl: float) -> str | None:
+        content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: encoded})})
+        message_id = next(iter(self._grid.push_messages([Message(content, node_id, "train", ttl=ttl)])), None)
+        return None if message_id is None else str(message_id)
 
     def fetch(self, sent: Iterable[Sent]) -> list[Answer]:
         """The answers to these orders that are there by now, each handed out once."""

@@ -1,13 +1,14 @@
-"""A run from its merchants' introductions to one model: statistics, rounds, choice of the plan and of the model.
+"""A run from its merchants' introductions to one model, as steps from one state to the next (run_state.py).
 
 introduce -> statistics -> fitted preprocessing and initial weights, the same for every plan
--> with several plans, trial_rounds of each from the same start; the best by validation goes on
--> rounds until training.rounds (trials count) or until training.patience models brought nothing better
--> the kept model's figures on the test rows, which nothing before has seen
--> where that was agreed, the kept model made small: pruned (pruning_rounds.py), quantized and judged (finishing.py).
+-> training (training.py): rounds, under several plans first where these are agreed
+-> where that was agreed, the kept model pruned (pruning_rounds.py)
+-> its figures on the test rows, which nothing before has seen
+-> where that was agreed, the model made small: quantized and judged (finishing.py).
 
-Same agreement, same replies: same bytes, whoever answers first. A run that averaged nothing fails. What is kept
-on disk is run_folder.py's, what a round is rounds.py's, which model is kept selection.py's.
+Same agreement, same replies: same bytes, whoever answers first, and wherever the run was broken off: from a state that
+was kept it asks what it would have asked, in the same orders. A run that averaged nothing fails. What is kept on disk
+is run_folder.py's and checkpoint.py's, what a round is rounds.py's, which model is kept selection.py's.
 """
 
 from __future__ import annotations
@@ -26,27 +27,18 @@ from hansa_common.messages import SharedMetrics, StatisticsOrder
 from hansa_common.metrics import Metrics
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.vectors import Vector
-from hansa_server.algorithms import initial_state
-from hansa_server.evaluation import Evaluation, evaluate
+from hansa_server.evaluation import evaluate
 from hansa_server.exchange import Clock, Exchange
-from hansa_server.finishing import Finished, Finishing
-from hansa_server.introduction import introduce
-from hansa_server.participants import Merchant, Run
-from hansa_server.pruning_rounds import Pruning
-from hansa_server.replies import Split, check_statistics_reply
-from hansa_server.rounds import PlanState, Round, run_round
-from hansa_server.run_events import (
-    Event,
-    ModelValidated,
-    PlanChosen,
-    RoundFinished,
-    RunFinished,
-    RunStarted,
-    StoppedEarly,
-    areas,
-)
+from hansa_server.finishing import Finished, Trained, finish
+from hansa_server.introduction import introduce, reintroduce
+from hansa_server.participants import ExchangeNumbers, Merchant, Run
+from hansa_server.pruning_rounds import prune_step
+from hansa_server.replies import check_statistics_reply
+from hansa_server.run_events import Event, RoundFinished, RunFinished, RunStarted, areas
 from hansa_server.run_folder import SmallModel
-from hansa_server.selection import Course, Model, best_course
+from hansa_server.run_state import RunState
+from hansa_server.selection import Model
+from hansa_server.training import begin_training, train_step
 
 SYSTEM_CLOCK: Final = Clock()
 
@@ -114,49 +106,98 @@ class FederationResult:
 def run_federation(
     grid: Grid,
     agreement: Agreement,
+    begun: RunState,
     *,
-    run_id: str,
     on_event: Callable[[Event], None],
+    keep: Callable[[RunState], None] = lambda _: None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> FederationResult:
-    """Train one model over the merchants that the grid reaches.
+    """Train one model over the merchants that the grid reaches, from a new state or from one that was kept.
 
-    `run_id` must be new for every run, because merchants keep SCAFFOLD's variates under it; it changes no weight.
+    `keep` gets each state before what comes after it is asked of anyone. A new state's `run_id` must be new for every
+    run, because merchants keep SCAFFOLD's variates under it; it changes no weight.
 
     Raises:
         RunFailedError: too few merchants came or sent statistics, or no round had enough valid replies.
+        RunInterruptedError: too few merchants of a run that had begun are back.
     """
-    run = Run(Exchange(grid, clock), agreement, agreement.fingerprint, run_id, on_event)
-    run.tell(RunStarted(run_id, agreement.name, run.fingerprint, agreement.roster, agreement.training.rounds))
-    merchants, preprocessing = _register(run, introduce(run))
-    spec = ModelSpec.from_agreement(agreement)
-    training = _Training(run, merchants, preprocessing.to_json())
-    course = training.train(initial_weights(spec, agreement.seed))
-    if course.kept is None:
+    numbers = ExchangeNumbers(begun.sequence)
+    run = Run(Exchange(grid, clock), agreement, agreement.fingerprint, begun.run_id, on_event, numbers)
+    _tell_start(run, begun)
+    keep(begun)
+    state = _with_merchants(run, begun)
+    keep(state)
+    state = _stepped(run, state, train_step, keep)
+    kept = state.course.kept
+    if kept is None:
         raise RunFailedError(
-            f"none of {len(training.rounds)} rounds had {agreement.cohort.min_merchants} valid replies, so there is "
-            f"no model; the last round left out: {_reasons(training.rounds[-1])}"
+            f"none of {len(state.rounds)} rounds had {agreement.cohort.min_merchants} valid replies, so there is "
+            f"no model; the last round left out: {_reasons(state.rounds[-1])}"
         )
-    final = training.evaluated("test", course.kept.weights)
-    finished = training.finished(spec, course.plan, course.kept.weights)
-    run.tell(RunFinished(course.kept.round, final.metrics))
+    state = _stepped(run, state, prune_step, keep)
+    return _finished(run, state, kept)
+
+
+def _tell_start(run: Run, begun: RunState) -> None:
+    agreement, names = run.agreement, tuple(merchant.name for merchant in begun.merchants)
+    done = len(begun.training_rounds) if names else None
+    waited_for = names or agreement.roster
+    run.tell(RunStarted(run.run_id, agreement.name, run.fingerprint, waited_for, agreement.training.rounds, done))
+
+
+def _stepped(
+    run: Run, state: RunState, step: Callable[[Run, RunState], RunState | None], keep: Callable[[RunState], None]
+) -> RunState:
+    """The state once there is no step any more."""
+    while (after := step(run, state)) is not None:
+        state = replace(after, sequence=run.numbers.last)
+        keep(state)
+    return state
+
+
+def _finished(run: Run, state: RunState, kept: Model) -> FederationResult:
+    """What the kept model does on test rows, and what is made of it.
+
+    No state comes of these exchanges: a run that is resumed asks the same again, and merchants answer the same.
+    """
+    spec = ModelSpec.from_agreement(run.agreement)
+    final = evaluate(run, state.merchants, "test", state.preprocessing, kept.weights)
+    finished = None
+    if run.agreement.compression.format != "none":
+        trained = Trained(kept.weights, state.preprocessing, state.course.plan, len(state.training_rounds))
+        finished = finish(run, state.merchants, spec, trained, state.stages)
+    run.tell(RunFinished(kept.round, final.metrics))
     return FederationResult(
-        agreement=agreement,
-        run_id=run_id,
+        agreement=run.agreement,
+        run_id=run.run_id,
         spec=spec,
-        preprocessing=preprocessing,
-        plan_index=course.plan,
-        model=course.kept,
-        rounds=tuple(training.rounds),
+        preprocessing=FittedPreprocessing.from_json(state.preprocessing),
+        plan_index=state.course.plan,
+        model=kept,
+        rounds=state.training_rounds,
         test=final.metrics,
-        merchants=merchants,
+        merchants=state.merchants,
         shared=final.shared,
         finished=finished,
     )
 
 
-def _register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant, ...], FittedPreprocessing]:
-    """Gather the merchants' statistics, and fit the preprocessing to their sum."""
+def _with_merchants(run: Run, begun: RunState) -> RunState:
+    """The state once its merchants are there: registered, or back."""
+    if begun.merchants:
+        return replace(begun, merchants=reintroduce(run, begun.merchants))
+    merchants, preprocessing = register(run, introduce(run))
+    state = replace(begun, sequence=run.numbers.last, merchants=merchants, preprocessing=preprocessing.to_json())
+    weights = initial_weights(ModelSpec.from_agreement(run.agreement), run.agreement.seed)
+    return begin_training(state, run.agreement, weights)
+
+
+def register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant, ...], FittedPreprocessing]:
+    """Gather the statistics of merchants that were introduced, and fit the preprocessing to their sum.
+
+    Raises:
+        RunFailedError: too few sent valid ones.
+    """
     registered, vectors = [], []
     asked = run.ask(
         "statistics",
@@ -174,79 +215,6 @@ def _register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant
             f"cohort.min_merchants is {run.agreement.cohort.min_merchants}; their own logs say why"
         )
     return tuple(registered), FittedPreprocessing.fit(run.agreement, statistics.merge(vectors))
-
-
-class _Training:
-    """The rounds of one run, over its registered merchants; `rounds` holds those that were run."""
-
-    def __init__(self, run: Run, merchants: tuple[Merchant, ...], preprocessing: str) -> None:
-        self.rounds: list[RoundFinished] = []
-        self._run = run
-        self._merchants = merchants
-        self._preprocessing = preprocessing
-
-    def train(self, weights: Vector) -> Course:
-        """Train from these weights with every plan that the agreement names, and return the best plan's course."""
-        training = self._run.agreement.training
-        courses = [Course(i, PlanState(initial_state(weights, plan))) for i, plan in enumerate(training.plans)]
-        if len(courses) == 1:
-            return self._validated(self._rounds(courses[0], training.rounds, training.patience))
-        tried = [self._validated(self._rounds(course, training.trial_rounds, None)) for course in courses]
-        chosen = best_course(tried)
-        algorithm = training.plans[chosen.plan].algorithm
-        self._run.tell(PlanChosen(chosen.plan, algorithm, chosen.best_pr_auc))
-        rest = training.rounds - len(self.rounds)
-        return self._validated(self._rounds(chosen, rest, training.patience))
-
-    def evaluated(self, split: Split, weights: Vector) -> Evaluation:
-        """Figures of weights on one part of all registered merchants' rows."""
-        return evaluate(self._run, self._merchants, split, self._preprocessing, weights)
-
-    def finished(self, spec: ModelSpec, plan: int, weights: Vector) -> Finished | None:
-        """The kept model made small, pruned before where that was agreed; None where it is shipped as trained."""
-        agreed, merchants, preprocessing = self._run.agreement.compression, self._merchants, self._preprocessing
-        if agreed.format == "none":
-            return None
-        pruning = None
-        if agreed.sparsity:
-            pruning = Pruning(self._run, merchants, spec, preprocessing, plan, len(self.rounds)).pruned(weights)
-        return Finishing(self._run, merchants, spec, preprocessing).finished(weights, pruning)
-
-    def _rounds(self, course: Course, num_rounds: int, patience: int | None) -> Course:
-        """Run rounds; stop where `patience` models in a row, if given, were no better than the best before."""
-        for _ in range(num_rounds):
-            if _is_spent(course, patience):
-                break
-            number = len(self.rounds) + 1
-            plan = self._run.agreement.training.plans[course.plan]
-            asked = Round(number, course.plan, plan, self._preprocessing, course.state)
-            state, finished = run_round(self._run, self._merchants, asked)
-            self.rounds.append(finished)
-            if finished.aggregated:
-                course = self._noted(course, finished.validation)
-                # The model that came in was one too many: what was trained from it is not looked at.
-                course = course if _is_spent(course, patience) else course.stepped(state, number)
-        if course.best is not None and _is_spent(course, patience):
-            self._run.tell(StoppedEarly(len(self.rounds), course.best.round))
-        return course
-
-    def _validated(self, course: Course) -> Course:
-        """The course with its last model validated, which no round has done."""
-        if course.model_round == 0 or course.validated:
-            return course
-        return self._noted(course, self.evaluated("validation", course.state.server.weights).metrics)
-
-    def _noted(self, course: Course, metrics: Metrics | None) -> Course:
-        noted = course.with_validation(metrics)
-        if metrics is not None and noted.best is not None and not course.validated:
-            self._run.tell(
-                ModelValidated(course.model_round, metrics.pr_auc, noted.best.round, noted.best_pr_auc or 0.0)
-            )
-        return noted
-
-
-def _is_spent(course: Course, patience: int | None) -> bool:
-    return patience is not None and course.models_since_best >= patience
 
 
 def _reasons(finished: RoundFinished) -> str:

@@ -30,7 +30,7 @@ from hansa_common.model import ModelSpec
 from hansa_common.vectors import Vector
 from hansa_server.compression import Compressed, CompressionReport, compress
 from hansa_server.participants import Merchant, Run
-from hansa_server.pruning_rounds import Pruned
+from hansa_server.pruning_rounds import NOT_BEGUN, Pruned, Pruning, Stages
 from hansa_server.replies import Split, check_histogram_of, max_split_rows
 from hansa_server.run_events import CandidateJudged, CompressionStarted, areas
 
@@ -93,6 +93,31 @@ class Finished:
             "compressed": areas(self.test.candidate) or {"roc_auc": None, "pr_auc": None},
             "bundle": _sizes(self.released.report),
         }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model that a run has kept, (num_params,) float32, with what it is gone on from: its preprocessing, the plan
+    that made it, and how many rounds the run has had.
+    """
+
+    weights: Vector
+    preprocessing: str
+    plan_index: int
+    num_rounds: int
+
+
+def finish(
+    run: Run, merchants: tuple[Merchant, ...], spec: ModelSpec, trained: Trained, stages: Stages = NOT_BEGUN
+) -> Finished:
+    """Make a run's model small over its registered merchants, pruned before where its agreement says so; of that,
+    `stages` is what has been done.
+    """
+    pruning = None
+    if run.agreement.compression.sparsity:
+        rounds = Pruning(run, merchants, spec, trained.preprocessing, trained.plan_index, trained.num_rounds)
+        pruning = rounds.pruned(trained.weights, stages)
+    return Finishing(run, merchants, spec, trained.preprocessing).finished(trained.weights, pruning)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 | names another, or approved another agreement    | refused, and told as an event                               |
 | names a merchant that another node names too    | neither takes part, unless one leaves before the wait is over |
 | errs, is busy or does not answer                | is asked again, until the wait is over                      |
+| computes otherwise than before an interruption  | refused: its replies would not be those of the run          |
 
 The wait ends when the whole roster is there, or after cohort.wait_seconds. Where the agreement's roster is empty
 anyone may come, and it ends as soon as cohort.min_merchants are there; merchants then stand in order of name.
@@ -14,17 +15,17 @@ anyone may come, and it ends as soon as cohort.min_merchants are there; merchant
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from hansa_common.agreement import Agreement
-from hansa_common.errors import RunFailedError
+from hansa_common.errors import RunFailedError, RunInterruptedError
 from hansa_common.messages import EVERYONE, IntroduceOrder, Introduction
 from hansa_common.trust import MerchantName
-from hansa_server.exchange import GRACE_SECONDS, Addressed, Answer, Patience, Sent
+from hansa_server.exchange import AWAY, GRACE_SECONDS, Addressed, Answer, Patience, Sent
 from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import MerchantsIntroduced, NodeRefused
 
@@ -40,13 +41,14 @@ _PASSING: Final = frozenset({"unreachable", "client-error", "deadline", "busy", 
 class Awaited:
     """Whom to wait for, and for how long at most: the wait ends when these `names` are there, `at_least` in all.
 
-    Others of `roster` may come too; where it is empty, anyone may.
+    Others of `roster` may come too; where it is empty, anyone may. Who is in `known` must compute as it did then.
     """
 
     roster: tuple[str, ...]
     names: frozenset[str]
     at_least: int
     wait_seconds: float
+    known: Mapping[str, Merchant] = field(default_factory=dict)
 
     @classmethod
     def cohort(cls, agreement: Agreement) -> Self:
@@ -65,15 +67,27 @@ def introduce(run: Run) -> tuple[Merchant, ...]:
     door = _opened_door(run, awaited)
     merchants = door.admitted()
     if len(merchants) < awaited.at_least:
-        missing = _missing(awaited, merchants)
-        raise RunFailedError(
-            f"{len(merchants)} merchants came within {awaited.wait_seconds:g} seconds, "
-            f"cohort.min_merchants is {awaited.at_least}"
-            + (f"; missing: {', '.join(missing)}" if missing else "")
-            + (f"; refused: {'; '.join(sorted(door.refusals))}" if door.refusals else "")
-        )
+        raise RunFailedError(_too_few(awaited, door, merchants))
     _tell(run, awaited, merchants)
     return merchants
+
+
+def reintroduce(run: Run, registered: tuple[Merchant, ...]) -> tuple[Merchant, ...]:
+    """Wait for the merchants of a run that was interrupted, and return all of them, each with the node that it is back
+    with: AWAY where it is not.
+
+    Raises:
+        RunInterruptedError: fewer than cohort.min_merchants are back within cohort.wait_seconds.
+    """
+    cohort, known = run.agreement.cohort, {merchant.name: merchant for merchant in registered}
+    awaited = Awaited(tuple(known), frozenset(known), cohort.min_merchants, cohort.wait_seconds, known)
+    door = _opened_door(run, awaited)
+    merchants = door.admitted()
+    if len(merchants) < awaited.at_least:
+        raise RunInterruptedError(_too_few(awaited, door, merchants))
+    _tell(run, awaited, merchants)
+    nodes = {merchant.name: merchant.node_id for merchant in merchants}
+    return tuple(replace(merchant, node_id=nodes.get(merchant.name, AWAY)) for merchant in registered)
 
 
 def introduce_those_present(run: Run, awaited: Awaited) -> tuple[Merchant, ...]:
@@ -92,6 +106,16 @@ def _opened_door(run: Run, awaited: Awaited) -> _Door:
         else:
             patience.wait(until)
     return door
+
+
+def _too_few(awaited: Awaited, door: _Door, merchants: tuple[Merchant, ...]) -> str:
+    missing = _missing(awaited, merchants)
+    return (
+        f"{len(merchants)} merchants came within {awaited.wait_seconds:g} seconds, "
+        f"cohort.min_merchants is {awaited.at_least}"
+        + (f"; missing: {', '.join(missing)}" if missing else "")
+        + (f"; refused: {'; '.join(sorted(door.refusals))}" if door.refusals else "")
+    )
 
 
 def _tell(run: Run, awaited: Awaited, merchants: tuple[Merchant, ...]) -> None:
@@ -169,6 +193,10 @@ class _Door:
         reply = answer.reply
         if not self._is_expected(reply.merchant):
             self._refuse(node_id, "unknown-name", reply.merchant)
+            return
+        known = self._awaited.known.get(reply.merchant)
+        if known is not None and (known.backend, known.device) != (reply.backend, reply.device):
+            self._refuse(node_id, "other-device", reply.merchant)
             return
         if reply.merchant in _names(self._claims.values()):
             self._refuse(node_id, "name-claimed-twice", reply.merchant)

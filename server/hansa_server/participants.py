@@ -26,7 +26,8 @@ _log: Final = logging.getLogger(__name__)
 class Merchant:
     """A merchant that takes part: its name in the roster, its node, and what it introduced itself with.
 
-    `num_train_rows` is what it registered with its statistics, 0 before; its replies weigh that much.
+    `node_id` is AWAY while it is not connected. `num_train_rows` is what it registered with its statistics, 0 before;
+    its replies weigh that much.
     """
 
     name: str

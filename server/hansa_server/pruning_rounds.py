@@ -17,7 +17,9 @@ finishing.py's judges.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from hansa_common.messages import Stage
@@ -30,11 +32,15 @@ from hansa_server.evaluation import evaluate
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import Split
 from hansa_server.rounds import PlanState, Round, run_round
-from hansa_server.run_events import ModelPruned, PruningStarted, areas
+from hansa_server.run_events import ModelPruned, PruningStarted, RoundFinished, areas
+from hansa_server.run_state import RunState
 from hansa_server.selection import Course, Model
 
 PRUNE: Final[Stage] = "prune"
 CONTROL: Final[Stage] = "control"
+# The courses of the stages that have begun.
+Stages = Mapping[Stage, Course]
+NOT_BEGUN: Final[Stages] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,13 @@ class Pruning:
     plan_index: int
     rounds_before: int
 
-    def pruned(self, weights: Vector) -> Pruned:
-        """Prune the model of these weights (num_params,) as the agreement's compression says."""
-        agreed = self.run.agreement.compression
-        self.run.tell(PruningStarted(agreed.sparsity, agreed.pruning_rounds))
-        pruned, control = self._best(weights, PRUNE), self._best(weights, CONTROL)
+    def pruned(self, weights: Vector, stages: Stages = NOT_BEGUN) -> Pruned:
+        """Prune the model of these weights (num_params,) as the agreement's compression says, and look at what came of
+        it; `stages` is what has been done.
+        """
+        while (after := self.step(weights, stages)) is not None:
+            stages, _ = after
+        agreed, pruned, control = self.run.agreement.compression, stages[PRUNE].kept, stages[CONTROL].kept
         if pruned is None or control is None:
             stage, least = PRUNE if pruned is None else CONTROL, self.run.agreement.cohort.min_merchants
             reason = f"none of {2 * agreed.pruning_rounds} rounds of stage {stage!r} had {least} valid replies"
@@ -110,23 +118,36 @@ class Pruning:
         tested = self._tested(pruned, PRUNE), self._tested(control, CONTROL)
         return Pruned(agreed.sparsity, agreed.pruning_rounds, *tested)
 
-    def _best(self, weights: Vector, stage: Stage) -> Model | None:
-        """The best model of a stage, of those made once the sparsity is reached; None where no round was averaged."""
+    def step(self, weights: Vector, stages: Stages) -> tuple[Stages, RoundFinished | None] | None:
+        """The stages after the next exchange, and the round that it was, if one; None where both are over."""
+        agreed = self.run.agreement.compression
+        if not stages:
+            self.run.tell(PruningStarted(agreed.sparsity, agreed.pruning_rounds))
+        for stage in (PRUNE, CONTROL):
+            course = stages.get(stage) or self._begun(weights)
+            if course.num_rounds < 2 * agreed.pruning_rounds:
+                course, finished = self._after_round(course, stage)
+                return {**stages, stage: course}, finished
+            if course.awaits_validation:
+                found = self._evaluated("validation", course.state.server.weights, stage)
+                return {**stages, stage: course.with_validation(found)}, None
+        return None
+
+    def _begun(self, weights: Vector) -> Course:
         plan = self.run.agreement.training.plans[self.plan_index]
-        num_rounds = self.run.agreement.compression.pruning_rounds
-        course = Course(self.plan_index, PlanState(initial_state(weights, plan)))
-        for place in range(1, 2 * num_rounds + 1):
-            mask = self._mask(course.state.server.weights, place) if stage == PRUNE else None
-            asked = self._round(_held(course.state, mask), place, stage, mask)
-            state, finished = run_round(self.run, self.merchants, asked)
-            if finished.aggregated and place > num_rounds:
-                course = course.with_validation(finished.validation)
-            # Again, since the momentum of the coordinator's own step remembers from before a weight was pruned.
-            course = replace(course, state=_held(state, mask))
-            course = course.stepped(course.state, asked.number) if finished.aggregated else course
-        if course.model_round and not course.validated:
-            course = course.with_validation(self._evaluated("validation", course.state.server.weights, stage))
-        return course.kept
+        return Course(self.plan_index, PlanState(initial_state(weights, plan)))
+
+    def _after_round(self, course: Course, stage: Stage) -> tuple[Course, RoundFinished]:
+        """The course after one more round; only models made once the sparsity is reached may be kept."""
+        place = course.num_rounds + 1
+        mask = self._mask(course.state.server.weights, place) if stage == PRUNE else None
+        asked = self._round(_held(course.state, mask), place, stage, mask)
+        state, finished = run_round(self.run, self.merchants, asked)
+        if finished.aggregated and place > self.run.agreement.compression.pruning_rounds:
+            course = course.with_validation(finished.validation)
+        # Again, since the momentum of the coordinator's own step remembers from before a weight was pruned.
+        course = replace(course, state=_held(state, mask), num_rounds=place)
+        return (course.stepped(course.state, asked.number) if finished.aggregated else course), finished
 
     def _mask(self, weights: Vector, place: int) -> Vector:
         agreed = self.run.agreement.compression
@@ -150,3 +171,18 @@ def _held(state: PlanState, mask: Vector | None) -> PlanState:
     if mask is None:
         return state
     return replace(state, server=replace(state.server, weights=masked(state.server.weights, mask)))
+
+
+def prune_step(run: Run, state: RunState) -> RunState | None:
+    """The state of a run after the next exchange of its pruning; None where that is over, or nothing is agreed."""
+    kept, agreed = state.course.kept, run.agreement.compression
+    if kept is None or agreed.format == "none" or not agreed.sparsity:
+        return None
+    spec, num_rounds = ModelSpec.from_agreement(run.agreement), len(state.training_rounds)
+    pruning = Pruning(run, state.merchants, spec, state.preprocessing, state.course.plan, num_rounds)
+    after = pruning.step(kept.weights, state.stages)
+    if after is None:
+        return None
+    stages, finished = after
+    state = replace(state, stages=stages)
+    return state if finished is None else state.with_round(finished)

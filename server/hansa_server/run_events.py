@@ -31,18 +31,20 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """The run waits for its merchants."""
+    """The run waits for its merchants. Where it goes on from a checkpoint, `num_rounds_done` of its rounds are done."""
 
     run_id: str
     agreement_name: str
     fingerprint: str
     roster: tuple[str, ...]
     num_rounds: int
+    num_rounds_done: int | None = None
 
     @property
     def line(self) -> str:
         who = _merchants(len(self.roster)) if self.roster else "merchants"
-        return f"{self.agreement_name}: agreement {self.fingerprint[:12]}, run {self.run_id}; waiting for {who}"
+        done = "" if self.num_rounds_done is None else f" goes on after round {self.num_rounds_done}"
+        return f"{self.agreement_name}: agreement {self.fingerprint[:12]}, run {self.run_id}{done}; waiting for {who}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ file               written by       holds
 agreement.json     create           the agreement, canonical: its SHA-256 is the fingerprint
 agreement.toml     create           the same as its author wrote it, where that is known
 rounds.jsonl       the run          one line a round, as it ends (a kill can cut the last line short)
+checkpoint/        the run          its last state (checkpoint.py), until it is finished; a simulation has none
+interruption.txt   the run          why it could not go on, where it can be resumed
 model/             the run, last    spec.json, weights.npz, preprocessing.json; equal models have equal bytes
 small/             the run, last    the small model, where one was released: the same three files with the weights
                                     that pruning left, and float.tflite and int8.tflite made from them
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,7 +36,7 @@ from hansa_common import durable_files
 from hansa_common.agreement import Agreement, validate_agreement
 from hansa_common.bundle import FLOAT_NAME, INT8_NAME, TRUSTED_KEY_NAME, BundleParts, make_bundle, verify_bundle
 from hansa_common.durable_files import UNFINISHED_SUFFIX
-from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, UsageError
+from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, RunInterruptedError, UsageError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.keys import public_key_of
 from hansa_common.model import ModelSpec, load_model_parts, model_files
@@ -49,9 +51,11 @@ SMALL: Final = "small"
 BUNDLE: Final = "bundle"
 DELIVERIES: Final = "deliveries.json"
 HASH_KEY: Final = "hash.key"
+CHECKPOINT: Final = "checkpoint"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
 FAILURE: Final = "failure.txt"
+INTERRUPTION: Final = "interruption.txt"
 _MADE_WITH: Final = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
 # Whoever may open the folder may read a run: it holds no row and no key.
 _FOR_ALL: Final = 0o644
@@ -80,6 +84,8 @@ def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overw
         raise UsageError(f"{folder} holds other things than a run; give a folder that does not exist yet")
     if METRICS in names and not overwrite:
         raise UsageError(f"{folder} holds a finished run; give another folder, or say that it may be overwritten")
+    if CHECKPOINT in names and FAILURE not in names and not overwrite:
+        raise UsageError(f"{folder} holds a run that can go on: `hansa server resume {folder}`; or give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
@@ -113,14 +119,38 @@ def _agreement(folder: Path) -> Agreement:
     return validate_agreement(values, str(path))
 
 
+def open_interrupted(folder: Path) -> Agreement:
+    """The agreement of a run that was broken off, and can go on from its checkpoint.
+
+    Raises:
+        UsageError: there is no such run: it is finished, has failed, or keeps no checkpoint.
+        AgreementError: the agreement in it does not hold.
+    """
+    agreement = _agreement(folder)
+    if (folder / METRICS).exists():
+        raise UsageError(f"{folder} holds a finished run, so there is nothing to resume")
+    if (folder / FAILURE).exists():
+        raise UsageError(f"the run in {folder} has failed: {_reason(folder)}; mend that, and train into another folder")
+    if not (folder / CHECKPOINT).is_dir():
+        raise UsageError(f"{folder} holds no checkpoint to go on from; only `hansa server train` leaves one")
+    return agreement
+
+
 @contextmanager
 def failure_told(folder: Path) -> Iterator[None]:
-    """Leave the reason in the folder if the block fails; the error goes on."""
+    """Leave the reason in the folder if the block fails, or cannot go on for now; the error goes on."""
+    (folder / INTERRUPTION).unlink(missing_ok=True)
     try:
         yield
     except HansaError as error:
-        durable_files.write(folder / FAILURE, f"{error}\n".encode(), _FOR_ALL)
+        name = INTERRUPTION if isinstance(error, RunInterruptedError) else FAILURE
+        durable_files.write(folder / name, f"{error}\n".encode(), _FOR_ALL)
         raise
+
+
+def write_rounds(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Leave these rounds' entries and no other: a run that goes on has its rounds from its checkpoint."""
+    durable_files.write(folder / ROUNDS, b"".join(_json_bytes(entry, indent=None) for entry in entries), _FOR_ALL)
 
 
 def add_round(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -239,16 +269,20 @@ def read_outcome(folder: Path) -> dict[str, Any]:
 
 
 def _reason(folder: Path) -> str:
-    try:
-        return (folder / FAILURE).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return f"the run in {folder} did not finish, and left no reason; its log may hold one"
+    told = next((name for name in (FAILURE, INTERRUPTION) if (folder / name).exists()), None)
+    if told is None:
+        reason = f"the run in {folder} did not finish, and left no reason; its log may hold one"
+    else:
+        reason = (folder / told).read_text(encoding="utf-8").strip()
+    is_open = told != FAILURE and (folder / CHECKPOINT).is_dir()
+    return f"{reason}; `hansa server resume {folder}` goes on with it" if is_open else reason
 
 
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
     folders = [name + suffix for name in (BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
-    files = (FAILURE, REPORT, ROUNDS, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
+    folders.append(CHECKPOINT)
+    files = (FAILURE, INTERRUPTION, REPORT, ROUNDS, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
     for name in (METRICS, *files, *folders, AGREEMENT_TOML, AGREEMENT):
         durable_files.remove_all(folder / name)
 

@@ -33,12 +33,13 @@ class Model:
 class Course:
     """One plan's way so far: its state, the round that made it (0: none yet), and the best model met.
 
-    `validated` tells that the state's own model has been validated, whether or not a figure came of it;
-    `models_since_best` counts the validated models since the best one.
+    `num_rounds` is how many rounds it has had, averaged or not. `validated` tells that the state's own model has been
+    validated, whether or not a figure came of it; `models_since_best` counts the validated models since the best one.
     """
 
     plan: int
     state: PlanState
+    num_rounds: int = 0
     model_round: int = 0
     validated: bool = False
     best: Model | None = None
@@ -64,6 +65,11 @@ class Course:
     def best_pr_auc(self) -> float | None:
         """The best model's validation PR-AUC, None where no figure is known."""
         return None if self.best is None or self.best.validation is None else self.best.validation.pr_auc
+
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether it has a model that was trained and not validated."""
+        return self.model_round > 0 and not self.validated
 
     @property
     def kept(self) -> Model | None:

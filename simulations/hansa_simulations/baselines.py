@@ -32,6 +32,7 @@ from hansa_common.errors import RunFailedError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.vectors import Vector
 from hansa_server.federation import run_federation
+from hansa_server.run_state import RunState
 from hansa_simulations.grid import LocalGrid, server_identity
 
 POOLED: Final = "pooled"
@@ -155,7 +156,7 @@ class Baselines:
         )
         with server_identity():
             grid = LocalGrid(in_process(agreement, {name: trainer}))
-            trained = run_federation(grid, agreement, run_id=name, on_event=lambda _: None)
+            trained = run_federation(grid, agreement, RunState(name), on_event=lambda _: None)
         validation = trained.model.validation
         return AloneModel(
             self.plans[index],

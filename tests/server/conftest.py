@@ -251,10 +251,10 @@ class Federation:
         self.grid = self.world.PeerGrid(nodes, self.time, set(unreachable))
         # Not at the top: it needs the whole of common, which the other tests of this folder do not.
         from hansa_server.federation import run_federation
+        from hansa_server.run_state import RunState
 
-        return run_federation(
-            self.grid, self.agreement, run_id=run_id, on_event=self.events.append, clock=self.time.clock
-        )
+        begun = RunState(run_id)
+        return run_federation(self.grid, self.agreement, begun, on_event=self.events.append, clock=self.time.clock)
 
     def orders(self, name, kind):
         return [order for order in self.shops[name].seen if isinstance(order, kind)]

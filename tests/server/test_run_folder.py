@@ -14,6 +14,7 @@ from hansa_common.errors import AgreementError, CoordinatorError, RunFailedError
 from hansa_server import run_folder
 from hansa_server.app import app
 from hansa_server.federation import run_federation
+from hansa_server.run_state import RunState
 
 
 def context(folder):
@@ -154,7 +155,7 @@ def test_damaged_figures_are_told(tmp_path, world, damaged):
 def test_disk_that_fails_at_any_step_leaves_all_of_a_run_or_no_finished_one(world, manual_clock, tmp_path, monkeypatch):
     agreement = world.agreement()
     grid = world.PeerGrid(dict(enumerate(world.Shop(name, agreement) for name in agreement.roster)), manual_clock)
-    result = run_federation(grid, agreement, run_id="run", on_event=lambda _: None)
+    result = run_federation(grid, agreement, RunState("run"), on_event=lambda _: None)
     fsync, num_steps, finished = os.fsync, 0, False
     while not finished:
         folder = tmp_path / f"run{num_steps}"

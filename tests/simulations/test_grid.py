@@ -21,6 +21,7 @@ from hansa_common.messages import (
     decode,
 )
 from hansa_server.federation import run_federation
+from hansa_server.run_state import RunState
 from hansa_simulations.grid import SERVER_NODE_ID, LocalGrid, server_identity
 
 KINDS = {
@@ -79,7 +80,7 @@ def content_of(message):
 def federation_over(grid, agreement):
     events = []
     with server_identity():
-        result = run_federation(grid, agreement, run_id="run", on_event=events.append)
+        result = run_federation(grid, agreement, RunState("run"), on_event=events.append)
     return result, events
 
 

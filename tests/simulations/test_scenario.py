@@ -15,6 +15,7 @@ from hansa_common.model import initial_weights
 from hansa_common.randomness import generator
 from hansa_server import run_folder
 from hansa_server.federation import run_federation
+from hansa_server.run_state import RunState
 from hansa_simulations.grid import server_identity
 from hansa_simulations.scenario import Scenario, check_roster, run_scenario, simulated_hash_key
 
@@ -147,7 +148,7 @@ def test_federation_equals_a_slow_reference_in_every_round(shops, tiny_programs,
     scenario = shops.scenario(training=training)
     grid = shops.recording_grid(shops.trainers(scenario, tiny_programs.sharing(scenario.agreement)))
     with server_identity():
-        run_federation(grid, scenario.agreement, run_id="run", on_event=lambda _: None)
+        run_federation(grid, scenario.agreement, RunState("run"), on_event=lambda _: None)
     start, merchants = initial_weights(tiny_programs.spec, 0).astype(float), scaled_rows(scenario)
     expected = list(reference(start, merchants, plan))
     np.testing.assert_allclose(models_of(grid), expected, atol=2e-6)
