@@ -1,20 +1,25 @@
 """The merchant's Flower SuperNode: how it is started, and what it is told and not told.
 
 It gets the coordinator's address and the path of the trainer's socket; nothing of the data. It starts Hansa's own
-bundle, which holds no code, and no other; with a file of trusted entities, only under their signature. Flower's
-telemetry, update check and installation of dependencies are off, and its files stay in the merchant's state folder.
-Run as a program, this module is `flower-supernode` with what its options do not offer (see `main`).
+bundle, which holds no code, and no other; with a file of trusted entities, only under their signature. Where the system
+offers it, it and all that it starts can open no file of the merchant's but what it is told of (node_confinement.py).
+Flower's telemetry, update check and installation of dependencies are off, and its files stay in the merchant's state
+folder. Run as a program, this module is `flower-supernode` with what its options do not offer (see `main`).
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
+import os
 import socket
 import sys
 from pathlib import Path
 from typing import Final
 
+from hansa_client.node_confinement import Allowed, confine, installation, own_folders
 from hansa_common import children
-from hansa_common.addresses import Address
+from hansa_common.addresses import Address, parse_address
 from hansa_common.errors import HansaError
 from hansa_common.flower_environment import flower_environment
 
@@ -22,11 +27,14 @@ from hansa_common.flower_environment import flower_environment
 POLL_SECONDS: Final = 0.5
 LAUNCHER_POLL_SECONDS: Final = "0.2"
 LOOPBACK: Final = "127.0.0.1"
+# Flower's options that name a file to read.
+_FILES: Final = ("--trusted-entities", "--root-certificates", "--auth-supernode-private-key")
 
 
 def environment(home: Path) -> dict[str, str]:
     """The environment of the node and of what it starts, with its files in `home`."""
-    return {**flower_environment(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS}
+    own = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS, "TMPDIR": str(home / "tmp")}
+    return {**flower_environment(home), **own}
 
 
 def command(server: Address, port: int, trainer_socket: Path, trusted_entities: Path | None = None) -> list[str]:
@@ -49,14 +57,35 @@ def free_port() -> int:
 
 
 def main() -> None:
-    """Run `flower-supernode` with this process's arguments: it asks sooner, takes one bundle only, and ends with its
-    parent.
+    """Run `flower-supernode` with this process's arguments: it asks sooner, takes one bundle only, opens no file of the
+    merchant's, and ends with its parent.
     """
-    from hansa_client.flower_private import run_supernode
-
     # Flower's launcher watches the node in its turn, so that nothing is left behind.
     children.end_with_parent()
+    if not confine(allowed(sys.argv[1:], Path(os.environ["FLWR_HOME"]))):
+        logging.getLogger(__name__).warning("this system does not keep the node from the files of its user")
+    from hansa_client.flower_private import run_supernode
+
     run_supernode(POLL_SECONDS)
+
+
+def allowed(words: list[str], home: Path) -> Allowed:
+    """What a node of this command line needs, with its files in `home`: what it is told of, and no more."""
+    told = argparse.ArgumentParser(add_help=False)
+    for option in ("--superlink", "--port", "--node-config", *_FILES):
+        told.add_argument(option)
+    options = vars(told.parse_known_args(words)[0])
+    trainer = Path(options["node_config"].partition("=")[2].strip('"'))
+    files = [options[option.lstrip("-").replace("-", "_")] for option in _FILES]
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    port = int(options["port"])
+    return Allowed(
+        readable=[*installation(), trainer.parent, *(Path(file) for file in files if file)],
+        listable=own_folders(),
+        writable=[home],
+        connect_ports=[parse_address(options["superlink"]).port, port],
+        listen_ports=[port],
+    )
 
 
 if __name__ == "__main__":

@@ -215,7 +215,8 @@ def test_node_starts_neither_unsigned_nor_badly_signed_bundles_and_no_code_under
         assert watched.unpacked == []
 
         coordinator.start(ours, signed_by(KEY, ours, 1), run_folder)
-        wait_until("our own bundle", lambda: watched.unpacked != [])
+        # What the ClientApp that is installed here says, where no trainer runs.
+        wait_until("our own ClientApp", lambda: "no trainer has left its access file" in watched.words)
         (unpacked,) = watched.unpacked
         assert unpacked.endswith(bundle_hash(ours)[:8])
 
