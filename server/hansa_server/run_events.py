@@ -66,6 +66,23 @@ class NodeRefused(Event):
 
 
 @dataclass(frozen=True)
+class MerchantIntroduced(Event):
+    """A node has said whose it is, and that this merchant approved the run's agreement."""
+
+    node_id: int
+    name: str
+    version: str
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
+
+    @property
+    def line(self) -> str:
+        return f"node {self.node_id} is {self.name!r}, with Hansa {self.version!r}"
+
+
+@dataclass(frozen=True)
 class MerchantsIntroduced(Event):
     """These merchants take part, on these devices; those of the roster who did not come are missing."""
 
