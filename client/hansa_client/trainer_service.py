@@ -160,6 +160,8 @@ def main(
 ) -> None:
     """Serve one merchant's trainer; `hansa client start` runs this."""
     log_to_stderr(logging.WARNING)
+    # What is delivered waits for this merchant, who should hear of it.
+    logging.getLogger("hansa_client.delivery").setLevel(logging.INFO)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -306,6 +306,8 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         ):
             assert run.wait_for_end(RUN_SECONDS) == 0, run.text
         seconds = time.monotonic() - began
+        for merchant in merchants:
+            merchant.wait_for_line("was delivered")
         thresholds = {threshold_fetched_and_used(folder, "alpha", out)}
         again = json.loads(told("server", "deliver", out, "--server", server, *signing, "--json"))
         assert again["merchants"] == dict.fromkeys(MERCHANTS, "delivered")
