@@ -150,6 +150,10 @@ def test_request_that_is_written_otherwise_is_refused(content):
     refused(content)
 
 
+def test_request_that_is_too_long_is_refused_unread():
+    refused(b"0" * (MAX_PAPER_BYTES + 1), f"more than {MAX_PAPER_BYTES:,} bytes")
+
+
 # federation.toml
 
 FEDERATION = {
