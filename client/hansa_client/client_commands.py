@@ -27,17 +27,20 @@ from hansa_client.audit_command import audit
 from hansa_client.enroll_command import enroll
 from hansa_client.fetch_command import fetch
 from hansa_client.merchant_files import MerchantFiles
+from hansa_client.node_user import NodeUser
 from hansa_client.seals import seals_for
 from hansa_client.trainer_link import SOCKET_NAME
 from hansa_client.trainer_service import check_socket_folder
 from hansa_common import children, durable_files
 from hansa_common.addresses import Address, loopback_address
+from hansa_common.enrolment_papers import decode_federation
 from hansa_common.errors import MerchantError, TransportError, UsageError
+from hansa_common.merchant_keys import FEDERATION
+from hansa_common.publisher import TRUSTED_ENTITIES_NAME, trusted_entities_yaml
 from hansa_common.stopping import stopped_by_sigterm
 
 READY_SECONDS: Final = 900.0
 CONNECT_SECONDS: Final = 5.0
-NODE_LOG_NAME: Final = "supernode.log"
 
 client = typer.Typer(name="client", help="Take part in a federation as a merchant.", no_args_is_help=True)
 
@@ -65,13 +68,21 @@ def start(
             help="What this merchant permits beyond the agreement (TOML).", show_default="STATE/merchant.toml"
         ),
     ] = None,
+    trusted: Annotated[
+        Path | None,
+        typer.Option(help="Whose signature Flower's bundle must have (YAML).", show_default="the kit's publisher"),
+    ] = None,
+    node_user: Annotated[
+        str | None, typer.Option(help="The user of this machine to run Flower's node as; for root.")
+    ] = None,
 ) -> None:
     """Serve this merchant's trainer and connect it to the coordinator, until Ctrl-C."""
     state_folder = state or Path(".hansa") / merchant
     files = MerchantFiles(agreement.absolute(), data.absolute(), state_folder.absolute(), hash_key, policy)
     try:
         with stopped_by_sigterm():
-            _start(files, merchant, loopback_address(server))
+            user = None if node_user is None else NodeUser.named(node_user)
+            _start(files, merchant, loopback_address(server), trusted, user)
     except KeyboardInterrupt:
         typer.echo(f"{merchant}: stopped")
 
@@ -82,24 +93,36 @@ client.command()(fetch)
 client.command()(audit)
 
 
-def _start(files: MerchantFiles, merchant: str, server: Address) -> None:
-    _check(files, merchant)
+def _start(files: MerchantFiles, merchant: str, server: Address, trusted: Path | None, user: NodeUser | None) -> None:
+    _check(files, merchant, trusted)
     _check_reachable(server)
     durable_files.make_private_folder(files.state)
+    trusted = trusted or _kits_publisher(files)
     with _private_folder() as folder, ExitStack() as stack:
         check_socket_folder(folder)
+        if user is not None:
+            user.share(folder)
         trainer = _started_trainer(stack, files, merchant, folder)
-        log = files.state / NODE_LOG_NAME
-        node_command = flower_node.command(server, flower_node.free_port(), folder / SOCKET_NAME)
-        environment = flower_node.environment(files.state / "flower")
-        node = stack.enter_context(children.running("Flower's node", node_command, environment, log=log))
+        running = flower_node.running(server, folder / SOCKET_NAME, files.state, trusted_entities=trusted, user=user)
+        node = stack.enter_context(running)
         typer.echo(f"{merchant}: waiting for orders from {server}; Ctrl-C stops")
         ended = children.first_to_end([trainer, node])
-        where = f"; its log is {log}" if ended is node else ""
+        where = f"; its log is {files.state / flower_node.LOG_NAME}" if ended is node else ""
         raise MerchantError(f"{ended.name} of {merchant} ended with code {ended.process.returncode}{where}")
 
 
-def _check(files: MerchantFiles, merchant: str) -> None:
+def _kits_publisher(files: MerchantFiles) -> Path | None:
+    """A file for Flower that says whose bundles the kit's coordinator publishes; None where there is no kit."""
+    path, trust = files.state / FEDERATION, files.read_agreement().trust
+    if trust is None or not path.exists():
+        return None
+    federation = decode_federation(path.read_bytes(), trust.coordinator, str(path))
+    trusted = files.state / TRUSTED_ENTITIES_NAME
+    durable_files.write(trusted, trusted_entities_yaml(federation.publisher).encode())
+    return trusted
+
+
+def _check(files: MerchantFiles, merchant: str, trusted: Path | None) -> None:
     """Refuse what can be refused before anything is started."""
     agreement = files.read_agreement()
     if agreement.roster and merchant not in agreement.roster:
@@ -107,6 +130,8 @@ def _check(files: MerchantFiles, merchant: str) -> None:
     files.read_hash_key(agreement)
     if not files.data.exists():
         raise UsageError(f"there is no table at {files.data}")
+    if trusted is not None and not trusted.is_file():
+        raise UsageError(f"there is no file of trusted publishers at {trusted}")
     if agreement.trust is not None:
         # Without it this command, with the file that it was given, is the approval.
         Approvals(files.state).verify(agreement.fingerprint)

@@ -14,10 +14,14 @@ import logging
 import os
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from hansa_client.node_confinement import Allowed, confine, installation, own_folders
+from hansa_client.node_user import NodeUser
 from hansa_common import children
 from hansa_common.addresses import Address, parse_address
 from hansa_common.errors import HansaError
@@ -27,13 +31,14 @@ from hansa_common.flower_environment import flower_environment
 POLL_SECONDS: Final = 0.5
 LAUNCHER_POLL_SECONDS: Final = "0.2"
 LOOPBACK: Final = "127.0.0.1"
+LOG_NAME: Final = "supernode.log"
 # Flower's options that name a file to read.
 _FILES: Final = ("--trusted-entities", "--root-certificates", "--auth-supernode-private-key")
 
 
 def environment(home: Path) -> dict[str, str]:
     """The environment of the node and of what it starts, with its files in `home`."""
-    own = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS, "TMPDIR": str(home / "tmp")}
+    own = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": LAUNCHER_POLL_SECONDS, "HOME": str(home), "TMPDIR": str(home / "tmp")}
     return {**flower_environment(home), **own}
 
 
@@ -46,6 +51,25 @@ def command(server: Address, port: int, trainer_socket: Path, trusted_entities: 
     if trusted_entities is not None:
         options += ["--trusted-entities", str(trusted_entities)]
     return [sys.executable, "-m", __name__, *options, "--node-config", f'trainer="{trainer_socket}"']
+
+
+@contextmanager
+def running(
+    server: Address, trainer_socket: Path, state: Path, *, trusted_entities: Path | None, user: NodeUser | None
+) -> Iterator[children.Child]:
+    """A node while the block runs; its log is in the merchant's state folder, and its files too, unless it runs as
+    another user: then they are in a home of its own, which goes with it.
+    """
+    home = state / "flower"
+    with ExitStack() as stack:
+        if user is not None:
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hansa-node-")))
+            user.give(home)
+            trusted_entities = None if trusted_entities is None else user.lend(trusted_entities, home)
+        words = command(server, free_port(), trainer_socket, trusted_entities)
+        as_user = None if user is None else (user.uid, user.gid)
+        log = state / LOG_NAME
+        yield stack.enter_context(children.running("Flower's node", words, environment(home), log=log, user=as_user))
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import grpc
 
 from hansa_client import trainer_pb2
+from hansa_client.node_user import is_shared
 from hansa_common.errors import MessageError, TransportError
 from hansa_common.messages import MAX_MESSAGE_BYTES, Order, decode
 from hansa_common.sealing import unverified
@@ -50,8 +51,9 @@ class Access:
     token: str
 
     def write(self, folder: Path) -> None:
-        """Leave the access file in a folder, readable by this user only."""
-        descriptor = os.open(folder / ACCESS_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        """Leave the access file in a folder, readable by this user, and by the folder's group where it is shared."""
+        mode = 0o640 if is_shared(folder) else 0o600
+        descriptor = os.open(folder / ACCESS_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w") as file:
             json.dump(asdict(self), file)
 

@@ -1,6 +1,7 @@
 """The resident trainer: a process that loads the merchant's rows and compiles once, and serves every round.
 
-- It listens on a unix socket in a folder that only its user can open, and answers only who knows the token.
+- It listens on a unix socket in a folder that only its user can open, or its node's too where that is another
+  (node_user.py), and answers only who knows the token.
 - SIGTERM, SIGINT or the end of its standard input (its parent is gone) stop it: training ends at the next
   chunk, and what was proposed is already on disk.
 
@@ -27,6 +28,7 @@ import typer
 from hansa_client import trainer_pb2
 from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.merchant_files import MerchantFiles
+from hansa_client.node_user import is_shared
 from hansa_client.trainer_link import (
     CHANNEL_OPTIONS,
     SERVICE,
@@ -65,6 +67,8 @@ class TrainerServer:
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         self._server.add_insecure_port(f"unix:{socket}")
+        if is_shared(folder):
+            socket.chmod(0o660)
         access.write(folder)
 
     def __enter__(self) -> Self:
@@ -92,12 +96,13 @@ class TrainerServer:
 
 
 def check_socket_folder(folder: Path) -> None:
-    """See that a socket can be in the folder, and that only its user can reach it there.
+    """See that a socket can be in the folder, and that only its user, and the node's where it is shared with that, can
+    reach it there.
 
     Raises:
         UsageError: others can open the folder, or its path is too long.
     """
-    if folder.stat().st_mode & 0o077:
+    if folder.stat().st_mode & (0o007 if is_shared(folder) else 0o077):
         raise UsageError(f"others can open {folder}, where the trainer listens; make it yours alone: chmod 700")
     num_bytes = len(os.fsencode(folder / SOCKET_NAME))
     if num_bytes > MAX_SOCKET_PATH_BYTES:

@@ -46,8 +46,11 @@ def running(
     *,
     log: Path | None = None,
     pass_fds: tuple[int, ...] = (),
+    user: tuple[int, int] | None = None,
 ) -> Iterator[Child]:
-    """A child while the block runs; its output goes to the log file, or where this process's goes."""
+    """A child while the block runs; its output goes to the log file, or where this process's goes. `user` is the
+    number of another user and of its one group, for root to say.
+    """
     with open(log or os.devnull, "ab") as output:  # noqa: PTH123 - the same for a path and the null device
         process = subprocess.Popen(
             command,
@@ -57,6 +60,9 @@ def running(
             stderr=subprocess.STDOUT if log else None,
             start_new_session=True,
             pass_fds=pass_fds,
+            user=None if user is None else user[0],
+            group=None if user is None else user[1],
+            extra_groups=None if user is None else [],
         )
     child = Child(name, process)
     try:

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 KEY_ID: Final = "fpk_hansa"
+# In a merchant's state folder.
+TRUSTED_ENTITIES_NAME: Final = "trusted.yaml"
 _COMMENT: Final = "hansa"
 _TIME_BYTES: Final = 8
 
