@@ -107,7 +107,7 @@ def _facts(kept: Kept, out: Path) -> dict[str, Any]:
     from hansa_client import bundle_texts
 
     shown = bundle_texts.facts(kept.bundle, is_trusted=True)
-    names = ("bundle", "signer", "agreement_fingerprint", "run_id", "scores_with", "metrics")
+    names = ("bundle", "signer", "agreement_fingerprint", "run_id", "hash_key_id", "scores_with", "metrics")
     own = kept.own.model_dump(mode="json", exclude={"bundle", "key_from"})
     return {"folder": str(out), "key_from": kept.own.key_from, **{name: shown[name] for name in names}, "own": own}
 
@@ -127,7 +127,8 @@ def _told(facts: dict[str, Any]) -> str:
         lines.append(f"there is no threshold of yours: {own['reason']} ({rows}); give one to hansa score --threshold")
     else:
         lines.append(f"your threshold is {own['threshold']:.6g}: best F1 {own['f1']:.4f} on your {rows}")
-    return "\n".join([*lines, f"score with it: hansa score {facts['folder']} NEW.csv -o scores.csv"])
+    hashing = "" if facts["hash_key_id"] is None else " --hash-key hash.key"
+    return "\n".join([*lines, f"score with it: hansa score {facts['folder']} NEW.csv -o scores.csv{hashing}"])
 
 
 def _origin(key_from: str) -> str:

@@ -86,7 +86,7 @@ def test_fetched_bundle_is_the_delivered_one_with_key_and_threshold_beside_it(me
     for part in (
         bundle.bundle_id, bundle.manifest.agreement_fingerprint, merchant.made.trusted, "compressed: roc_auc 0.9290",
         "your threshold is 0.25", "40 validation rows, 7 of them positive", "compare it with the coordinator",
-        "hansa score bundle NEW.csv",
+        "hansa score bundle NEW.csv -o scores.csv --hash-key",
     ):  # fmt: skip
         assert part in result.stdout, part
 
