@@ -6,6 +6,7 @@ and the same run again, whenever one is asked for, brings the bundle to merchant
 word in deliveries.json   the merchant
 delivered                 has verified the bundle and keeps it; nothing unsays that
 absent                    was not connected
+not-asked                 has no word in the file: no delivery of this bundle has ended
 any other                 did not answer as asked: a code of exchange.py, replies.py or a merchant's refusal
 """
 
