@@ -13,6 +13,7 @@ bundle/            write_bundle     what merchants score with: the small model u
 coordinator.pub    write_bundle     the public key that it is signed with
 deliveries.json    delivery.py      who has the bundle, and why others have not
 hash.key           a simulation     the made-up key of hashed categories, to score with
+compress/          hansa compress   choices of compression for this run, beside each other
 report.html        the run, last    the report
 metrics.json       the run, last    the figures; where it is, the run is finished
 failure.txt        the run          why it failed, instead of the last three
@@ -51,6 +52,7 @@ SMALL: Final = "small"
 BUNDLE: Final = "bundle"
 DELIVERIES: Final = "deliveries.json"
 HASH_KEY: Final = "hash.key"
+COMPRESS: Final = "compress"
 CHECKPOINT: Final = "checkpoint"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
@@ -68,6 +70,17 @@ class SmallModel:
     weights: Vector
     float_file: bytes
     int8_file: bytes
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run has left: its agreement, its figures and the model that was kept, (num_params,) weights."""
+
+    agreement: Agreement
+    metrics: Mapping[str, Any]
+    spec: ModelSpec
+    weights: Vector
+    preprocessing: FittedPreprocessing
 
 
 def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overwrite: bool = False) -> None:
@@ -268,6 +281,21 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     return metrics
 
 
+def open_finished(folder: Path) -> FinishedRun:
+    """A finished run, to go on from.
+
+    Raises:
+        UsageError: the folder holds no run.
+        AgreementError: its agreement does not hold here.
+        RunFailedError: the run did not finish; says why where it is known.
+        CoordinatorError: metrics.json is damaged.
+    """
+    if not (folder / AGREEMENT).is_file():
+        raise UsageError(f"{folder} holds no run: there is no {AGREEMENT} in it")
+    metrics = read_outcome(folder)
+    return FinishedRun(_agreement(folder), metrics, *load_model_parts(folder / MODEL))
+
+
 def _reason(folder: Path) -> str:
     told = next((name for name in (FAILURE, INTERRUPTION) if (folder / name).exists()), None)
     if told is None:
@@ -280,7 +308,7 @@ def _reason(folder: Path) -> str:
 
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
-    folders = [name + suffix for name in (BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
+    folders = [name + suffix for name in (COMPRESS, BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
     folders.append(CHECKPOINT)
     files = (FAILURE, INTERRUPTION, REPORT, ROUNDS, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
     for name in (METRICS, *files, *folders, AGREEMENT_TOML, AGREEMENT):

@@ -24,10 +24,12 @@ from hansa_common.nearest import did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hansa_client.data import MerchantTable
     from hansa_simulations.scenario import Baseline, Scenario
 
 BASELINES: Final[tuple[Baseline, ...]] = ("local", "pooled")
 DEMO_AGREEMENT: Final = "demo_agreement.toml"
+DEMO_SOURCE: Final = "synthetic card payments"
 
 simulate = typer.Typer(
     name="simulate", help="Run a federation of one table's silos in this process.", add_completion=False
@@ -51,8 +53,8 @@ def run_silos(
 ) -> None:
     """Run a federation of one table's silos in this process."""
     wanted = parse_baselines(baselines)
-    _quieten_tensorflow()
-    with _progress_to_stderr(as_json):
+    quieten_tensorflow()
+    with progress_to_stderr(as_json):
         from hansa_client.silos import parse_silo, split_silos
         from hansa_client.tables import read_frame
 
@@ -78,8 +80,8 @@ def run_demo(
     as_json: Annotated[bool, typer.Option("--json", help="End with metrics.json; progress to stderr.")] = False,
 ) -> None:
     """Train a fraud model over five synthetic merchants, alone, together and pooled, and report what it was worth."""
-    _quieten_tensorflow()
-    with _progress_to_stderr(as_json):
+    quieten_tensorflow()
+    with progress_to_stderr(as_json):
         scenario = demo_scenario(seed)
         metrics = _run(scenario, out, overwrite=True)
     _tell(metrics, out, as_json=as_json)
@@ -96,7 +98,7 @@ def demo_scenario(seed: int) -> Scenario:
     agreement = parse_agreement(text, "the demo's agreement").with_seed(seed)
     rows = payments(FIVE_MERCHANTS, generator(seed, "synthetic world"))
     frames = {str(name): frame for name, frame in rows.groupby("merchant", sort=False)}
-    return _scenario(agreement, frames, "the synthetic world", BASELINES, {"source": "synthetic card payments"})
+    return _scenario(agreement, frames, "the synthetic world", BASELINES, {"source": DEMO_SOURCE})
 
 
 def parse_baselines(text: str) -> tuple[Baseline, ...]:
@@ -122,14 +124,29 @@ def _scenario(
     baselines: tuple[Baseline, ...],
     about_data: dict[str, Any],
 ) -> Scenario:
-    from hansa_client.data import merchant_table
-    from hansa_simulations.scenario import Scenario, check_roster
+    from hansa_simulations.scenario import Scenario
 
     agreed = agreement.without_trust() if agreement.roster else agreement.with_roster(tuple(frames))
+    return Scenario(agreed, merchant_tables(agreed, frames, source), baselines, about_data)
+
+
+def merchant_tables(
+    agreement: Agreement, frames: Mapping[str, pd.DataFrame], source: str
+) -> Mapping[str, MerchantTable]:
+    """Every silo's rows as its merchant reads them, in the order of the roster.
+
+    Raises:
+        UsageError: the silos are not the roster.
+        DataError: a table cannot be read as agreed.
+    """
+    from hansa_client.data import merchant_table
+    from hansa_simulations.scenario import check_roster
+
     # Before the tables are parsed: a wrong --silo is told at once.
-    check_roster(agreed.roster, tuple(frames))
-    tables = {name: merchant_table(frames[name], agreed, name, f"{source}, silo {name!r}") for name in agreed.roster}
-    return Scenario(agreed, tables, baselines, about_data)
+    check_roster(agreement.roster, tuple(frames))
+    return {
+        name: merchant_table(frames[name], agreement, name, f"{source}, silo {name!r}") for name in agreement.roster
+    }
 
 
 def _run(scenario: Scenario, out: Path, *, toml: str | None = None, overwrite: bool = False) -> Mapping[str, Any]:
@@ -151,11 +168,13 @@ def _tell(metrics: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _progress_to_stderr(is_asked: bool) -> Iterator[None]:
+def progress_to_stderr(is_asked: bool) -> Iterator[None]:
+    """Keep standard output for what a machine reads, where that is asked for."""
     with contextlib.redirect_stdout(sys.stderr) if is_asked else contextlib.nullcontext():
         yield
 
 
-def _quieten_tensorflow() -> None:
+def quieten_tensorflow() -> None:
+    """Call before TensorFlow is imported."""
     # It greets on standard error in a dozen lines; its errors still come.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

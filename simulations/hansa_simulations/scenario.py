@@ -26,17 +26,17 @@ from hansa_common import durable_files
 from hansa_common.agreement import Agreement
 from hansa_common.bundle import INT8_NAME
 from hansa_common.errors import UsageError
-from hansa_common.features import FittedPreprocessing, Inputs
+from hansa_common.features import FittedPreprocessing
 from hansa_common.model import load_model_parts
 from hansa_common.randomness import generator
 from hansa_common.schema import CategoricalFeature
-from hansa_common.tflite import TfliteNetwork
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
 from hansa_server.app import app as server_app
 from hansa_simulations.baselines import POOLED, AloneModel, Baselines
 from hansa_simulations.comparison import Logits, ScoredRows, comparison
 from hansa_simulations.grid import LocalGrid, run_server_app
+from hansa_simulations.row_scores import RowScorer
 
 Baseline = Literal["local", "pooled"]
 HASH_KEY_BYTES: Final = 32
@@ -95,22 +95,17 @@ def run_scenario(
     run_folder.create(folder, agreement, toml=toml, overwrite=overwrite)
     hash_key = simulated_hash_key(agreement.seed)
     programs = _programs(scenario)
-    trainers = {
-        name: MerchantTrainer(
-            agreement, name, scenario.tables[name], hash_key=hash_key, state=VariateStore(), programs=programs
-        )
-        for name in agreement.roster
-    }
+    trainers = simulated_merchants(agreement, scenario.tables, programs)
     run_server_app(server_app, LocalGrid(in_process(agreement, trainers)), {"run-folder": str(folder)})
     _, weights, preprocessing = load_model_parts(folder / run_folder.MODEL)
-    scorer = _Scorer(scenario, programs, hash_key)
-    federated = {name: scorer.test_logits(name, weights, preprocessing) for name in agreement.roster}
+    scorer = RowScorer(scenario.tables, programs, hash_key)
+    federated = {name: scorer.logits(name, "test", weights, preprocessing) for name in agreement.roster}
     scores, chosen = _with_baselines(scenario, scorer, federated, on_baseline)
     small = folder / run_folder.SMALL / INT8_NAME
     if small.exists():
         network = small.read_bytes()
         scores = {
-            name: replace(rows, compressed=scorer.small_test_logits(name, network, preprocessing))
+            name: replace(rows, compressed=scorer.small_logits(name, "test", network, preprocessing))
             for name, rows in scores.items()
         }
     found = comparison(scores, agreement.seed)
@@ -122,7 +117,7 @@ def run_scenario(
     metrics = {**told, **found, "merchants": merchants, "data": _about_data(scenario), "baselines": chosen}
     run_folder.write_metrics(folder, metrics)
     if small.exists():
-        _bundle(folder, agreement, hash_key)
+        sign_bundle(folder, agreement)
     return Outcome(metrics, weights, preprocessing)
 
 
@@ -159,8 +154,20 @@ def simulated_signing_key(seed: int) -> bytes:
     return generator(seed, "simulated signing key").bytes(SIGNING_KEY_BYTES)
 
 
-def _bundle(folder: Path, agreement: Agreement, hash_key: bytes) -> None:
-    """Sign the small model; where categories are hashed, leave the simulated key beside it, to score with."""
+def simulated_merchants(
+    agreement: Agreement, tables: Mapping[str, MerchantTable], programs: Programs
+) -> dict[str, MerchantTrainer]:
+    """Everyone's own trainer, in the order of the roster."""
+    hash_key = simulated_hash_key(agreement.seed)
+    return {
+        name: MerchantTrainer(agreement, name, tables[name], hash_key=hash_key, state=VariateStore(), programs=programs)
+        for name in agreement.roster
+    }
+
+
+def sign_bundle(folder: Path, agreement: Agreement) -> None:
+    """Sign a folder's small model; where categories are hashed, leave the simulated key beside it, to score with."""
+    hash_key = simulated_hash_key(agreement.seed)
     is_hashed = any(isinstance(f, CategoricalFeature) and f.hash_buckets for f in agreement.features)
     key_id = hashlib.sha256(hash_key).hexdigest() if is_hashed else None
     if is_hashed:
@@ -168,33 +175,9 @@ def _bundle(folder: Path, agreement: Agreement, hash_key: bytes) -> None:
     run_folder.write_bundle(folder, simulated_signing_key(agreement.seed), key_id)
 
 
-class _Scorer:
-    """Scores merchants' test rows, which only a simulation may do for them."""
-
-    def __init__(self, scenario: Scenario, programs: Programs, hash_key: bytes) -> None:
-        self._tables = scenario.tables
-        self.programs = programs
-        self.hash_key = hash_key
-
-    def test_logits(self, merchant: str, weights: Vector, preprocessing: FittedPreprocessing) -> Logits:
-        """(test rows,) logits of a model with the agreed network."""
-        return self.programs.scoring().logits(weights, self._test_inputs(merchant, preprocessing))
-
-    def small_test_logits(self, merchant: str, network: bytes, preprocessing: FittedPreprocessing) -> Logits:
-        """(test rows,) logits of the small model, a TFLite file that this process has just made."""
-        spec = self.programs.spec
-        small = TfliteNetwork(network, spec.num_dense, len(spec.embeddings), INT8_NAME)
-        return small.logits(self._test_inputs(merchant, preprocessing))
-
-    def _test_inputs(self, merchant: str, preprocessing: FittedPreprocessing) -> Inputs:
-        table = self._tables[merchant]
-        columns = {name: values[table.test] for name, values in table.columns.items()}
-        return preprocessing.transform(columns, self.hash_key)
-
-
 def _with_baselines(
     scenario: Scenario,
-    scorer: _Scorer,
+    scorer: RowScorer,
     federated: Mapping[str, Logits],
     on_baseline: Callable[[BaselineProgress], None],
 ) -> tuple[dict[str, ScoredRows], dict[str, Any]]:
@@ -211,11 +194,11 @@ def _with_baselines(
     pooled = baselines.pooled if "pooled" in wanted else None
 
     def scored(name: str, model: AloneModel | None) -> Logits | None:
-        return None if model is None else scorer.test_logits(name, model.weights, model.preprocessing)
+        return None if model is None else scorer.logits(name, "test", model.weights, model.preprocessing)
 
     scores = {
         name: ScoredRows(
-            labels=tables[name].labels[tables[name].test],
+            labels=scorer.labels(name, "test"),
             federated=federated[name],
             local=scored(name, local.get(name)),
             pooled=scored(name, pooled),

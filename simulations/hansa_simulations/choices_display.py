@@ -1,0 +1,128 @@
+"""What `hansa compress` shows in a terminal: the choices as they are made, and the table of them."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hansa_common.bootstrap import Interval
+from hansa_server.run_events import CompressionStarted, Event, RoundFinished
+from hansa_simulations.choices import Choice, named
+from hansa_simulations.choices_files import Choices
+
+# Of the time that a choice takes, what its rounds may have; the rest is the child process that makes the files.
+_SHARE_OF_ROUNDS: Final = 0.5
+
+
+class ChoicesDisplay:
+    """A line that moves while choices are made; in a pipe or a log, one line for each that is done."""
+
+    def __init__(self, num_asked: int, pruning_rounds: int, console: Console | None = None) -> None:
+        """`num_asked` is how many are made at least: a search adds to them."""
+        self._console = Console() if console is None else console
+        self._num_stage_rounds = 4 * pruning_rounds
+        self._num_asked = num_asked
+        self._num_made = 0
+        self._num_rounds = 0
+        self._name = ""
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("choices", total=float(num_asked))
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, sparsity: float) -> None:
+        """A choice is to be made."""
+        self._num_rounds = 0
+        self._name = named(sparsity)
+        total = max(self._num_asked, self._num_made + 1)
+        self._bar.update(self._task, total=float(total), completed=float(self._num_made), description=self._name)
+
+    def show(self, event: Event) -> None:
+        """Take in what happens while it is made."""
+        match event:
+            case RoundFinished():
+                self._num_rounds += 1
+                part = _SHARE_OF_ROUNDS * min(1.0, self._num_rounds / self._num_stage_rounds)
+                told = f"{self._name}: {event.stage}, round {event.round}"
+                self._bar.update(self._task, completed=self._num_made + part, description=told)
+            case CompressionStarted():
+                told = f"{self._name}: making the files and having them judged"
+                self._bar.update(self._task, completed=self._num_made + _SHARE_OF_ROUNDS, description=told)
+        if event.level >= logging.WARNING:
+            self._console.print(Text(f"{self._name}: {event.line}", style="yellow"), soft_wrap=True)
+
+    def end(self, choice: Choice) -> None:
+        """It is made."""
+        self._num_made += 1
+        self._bar.update(self._task, completed=float(self._num_made))
+        if choice.is_allowed:
+            self._console.print(Text(f"{self._name}: {_loss(choice.loss)} of PR-AUC lost, allowed"), soft_wrap=True)
+
+
+def print_choices(choices: Choices, console: Console | None = None) -> None:
+    """Print every choice in a line, and the verdict."""
+    table = Table(
+        "Zeros asked", "found", "KB", "after gzip", "PR-AUC lost, validation", "by the control",
+        "test PR-AUC / ROC-AUC", "", title_justify="left",
+    )  # fmt: skip
+    for choice in choices.tried:
+        row = (_asked(choice), *_sizes(choice), _loss(choice.loss), _loss(choice.control_loss), _areas(choice))
+        style = "bold" if choice is choices.chosen else ""
+        table.add_row(*map(Text, row), Text(_outcome(choice, choices)), style=style)
+    console = Console() if console is None else console
+    console.print(table)
+    console.print(Text(choices.verdict), soft_wrap=True)
+
+
+def _asked(choice: Choice) -> str:
+    return f"{100 * choice.sparsity:.3g} %" + ("" if choice.asked else " (searched)")
+
+
+def _sizes(choice: Choice) -> tuple[str, str, str]:
+    report = choice.report
+    if report is None:
+        return "-", "-", "-"
+    return f"{100 * report.sparsity:.1f} %", f"{report.bytes / 1000:.1f}", f"{report.gzip_bytes / 1000:.1f}"
+
+
+def _outcome(choice: Choice, choices: Choices) -> str:
+    if choice is choices.chosen:
+        return "chosen"
+    return "within" if choice.is_allowed else choice.finished.refusal
+
+
+def _loss(interval: Interval | None) -> str:
+    """A loss with its interval.
+
+    >>> _loss(Interval(0.0012, -0.001, 0.003)), _loss(None)
+    ('0.0012 (-0.0010 to 0.0030)', '-')
+    """
+    return "-" if interval is None else f"{interval.estimate:.4f} ({interval.low:.4f} to {interval.high:.4f})"
+
+
+def _areas(choice: Choice) -> str:
+    figures = choice.found.get("compressed") or {}
+    if figures.get("pr_auc") is None:
+        return "-"
+    return f"{figures['pr_auc']:.4f} / {figures['roc_auc']:.4f}"
