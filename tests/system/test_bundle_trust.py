@@ -3,28 +3,20 @@ and at an honest coordinator's nobody else can start any."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartAutomationRequest, StartRunRequest
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.fab import Fab
+from flwr.supercore.constant import NOOP_FEDERATION_ID
 
 from hansa_client import flower_node
 from hansa_common import children
-from hansa_common.addresses import Address
 from hansa_common.errors import TransportError
-from hansa_common.flower_bundle import APP_SPEC, RUN_FOLDER_KEY, bundle_hash, bundle_toml, flower_bundle
-from hansa_common.flower_environment import flower_environment
+from hansa_common.flower_bundle import APP_SPEC, bundle_hash, bundle_toml, flower_bundle
 from hansa_common.keys import public_key_of
 from hansa_common.publisher import signed_by, trusted_entities_yaml
 from hansa_server import flower_private, superlink
@@ -32,8 +24,6 @@ from hansa_server import flower_private, superlink
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
-WAIT_SECONDS = 120.0
-ANY_TOKEN = "any"  # noqa: S105 - a SuperLink of Flower's own looks at none
 AGREEMENT = """
 name = "trust"
 task = "fraud"
@@ -42,7 +32,7 @@ label = {column = "fraud"}
 features = [{kind = "numeric", name = "amount", low = 0.0, high = 1.0}]
 cohort = {min_merchants = 2, wait_seconds = 100.0}
 """
-# Runs in the node's ClientApp, where a node lets it, and in the coordinator's ServerApp.
+# Runs in the ClientApp of a node that lets it.
 HOSTILE_CLIENT = """
 import os
 from pathlib import Path
@@ -50,90 +40,13 @@ Path(os.environ["FLWR_HOME"], "was-here").touch()
 from flwr.clientapp import ClientApp
 app = ClientApp()
 """
-HOSTILE_SERVER = """
-import json, time
-from pathlib import Path
-from flwr.app import Message, RecordDict
-from flwr.serverapp import ServerApp
-app = ServerApp()
-
-@app.main()
-def main(grid, context):
-    orders = [Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()]
-    replies = grid.send_and_receive(orders, timeout=60)
-    errors = {str(reply.metadata.src_node_id): reply.error.code for reply in replies if reply.has_error()}
-    Path(context.run_config["run-folder"], "errors.json").write_text(json.dumps(errors))
-"""
 
 
-def wait_until(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come: {what}"
-        time.sleep(0.05)
-
-
-def packed(files: Mapping[str, str]) -> bytes:
-    """A bundle of these files, as Flower installs it."""
-    content = "\n".join(f"{name},{hashlib.sha256(text.encode()).hexdigest()},0" for name, text in files.items())
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as bundle:
-        for name, text in {**files, ".info/CONTENT": content}.items():
-            bundle.writestr(name, text)
-    return archive.getvalue()
-
-
-def code_carrying_bundle() -> bytes:
+def code_carrying_bundle(dishonest) -> bytes:
     """One that says of itself what ours says, but brings the ClientApp that it names, and its own ServerApp."""
     toml = bundle_toml().replace("hansa_server.app:app", "hostile:app")
-    files = {"hansa_client/__init__.py": "", "hansa_client/app.py": HOSTILE_CLIENT, "hostile.py": HOSTILE_SERVER}
-    return packed({"pyproject.toml": toml, **files})
-
-
-def free_address() -> Address:
-    return Address("127.0.0.1", flower_node.free_port())
-
-
-class DishonestCoordinator:
-    """A SuperLink of Flower's own, into whose database anything is put."""
-
-    def __init__(self, folder: Path, address: Address) -> None:
-        self.address = address
-        self._folder = folder
-        self._state = flower_private.open_database(folder / "state.db")
-
-    def start(self, bundle: bytes, verifications: Mapping[str, str], run_folder: Path) -> int:
-        self._state.store_app(
-            fab=Fab(bundle_hash(bundle), bundle, dict(verifications)),
-            federation_id=NOOP_FEDERATION_ID,
-            app_id=APP_SPEC,
-            app_type=TaskType.SERVER_APP,
-            added_by="<id:none>",
-        )
-        with flower_private.control_api(str(self.address), ANY_TOKEN) as control:
-            return control.StartRun(request(bundle_hash(bundle), b"", run_folder)).run_id
-
-    def stop(self, run_id: int) -> None:
-        with flower_private.control_api(str(self.address), ANY_TOKEN) as control:
-            flower_private.stop_run(control, run_id)
-
-
-def request(known: str, content: bytes, run_folder: Path) -> StartRunRequest:
-    config = user_config_to_proto({RUN_FOLDER_KEY: str(run_folder)})
-    spec = "" if content else APP_SPEC
-    return StartRunRequest(fab=fab_to_proto(Fab(known, content, {})), app_spec=spec, override_config=config)
-
-
-@contextmanager
-def dishonest_coordinator(folder: Path) -> Iterator[DishonestCoordinator]:
-    address = free_address()
-    folder.mkdir()
-    options = ["--insecure", "--host", address.host, "--port", str(address.port)]
-    command = ["flower-superlink", *options, "--database", str(folder / "state.db")]
-    environment = flower_environment(folder / "flower")
-    with children.running("SuperLink", command, environment, log=folder / "superlink.log"):
-        wait_until("SuperLink", lambda: superlink.is_superlink(address))
-        yield DishonestCoordinator(folder, address)
+    files = {"hansa_client/__init__.py": "", "hansa_client/app.py": HOSTILE_CLIENT, "hostile.py": dishonest.server_code}
+    return dishonest.packed({"pyproject.toml": toml, **files})
 
 
 class Node:
@@ -161,17 +74,12 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path, command: list[str]) -> Iterator[Node]:
+def node(dishonest, folder: Path, command: list[str]) -> Iterator[Node]:
     folder.mkdir()
     started = Node(folder)
     with children.running("a node", command, flower_node.environment(started.home), log=started.log):
-        wait_until(f"the node in {folder}", lambda: "SuperNode ID: " in started.words)
+        dishonest.wait_until(f"the node in {folder}", lambda: "SuperNode ID: " in started.words)
         yield started
-
-
-def flowers_own(command: list[str]) -> list[str]:
-    """The same node without our module."""
-    return ["flower-supernode", *command[command.index("--insecure") :]]
 
 
 @pytest.fixture
@@ -184,20 +92,20 @@ def run_folder(tmp_path) -> Path:
 
 
 def test_node_starts_neither_unsigned_nor_badly_signed_bundles_and_no_code_under_the_publishers_signature(
-    tmp_path, run_folder
+    dishonest, tmp_path, run_folder
 ):
     trusted = tmp_path / "trusted.yaml"
     trusted.write_text(trusted_entities_yaml(public_key_of(KEY)))
-    ours, hostile = flower_bundle(), code_carrying_bundle()
+    ours, hostile = flower_bundle(), code_carrying_bundle(dishonest)
     with ExitStack() as stack:
-        coordinator = stack.enter_context(dishonest_coordinator(tmp_path / "server"))
+        coordinator = stack.enter_context(dishonest.coordinator(tmp_path / "server"))
         command = flower_node.command(coordinator.address, flower_node.free_port(), tmp_path / "none.sock", trusted)
-        watched = stack.enter_context(node(tmp_path / "watched", command))
+        watched = stack.enter_context(node(dishonest, tmp_path / "watched", command))
         command = flower_node.command(coordinator.address, flower_node.free_port(), tmp_path / "none.sock", trusted)
-        plain = stack.enter_context(node(tmp_path / "plain", flowers_own(command)))
+        plain = stack.enter_context(node(dishonest, tmp_path / "plain", dishonest.flowers_own(command)))
 
         coordinator.start(hostile, signed_by(KEY, hostile, 1), run_folder)
-        wait_until("the nodes' answers", (run_folder / "errors.json").exists)
+        dishonest.wait_until("the nodes' answers", (run_folder / "errors.json").exists)
         assert json.loads((run_folder / "errors.json").read_text())[watched.node_id] == ErrorCode.INVALID_FAB
         assert f"the bundle {bundle_hash(hostile)} is not Hansa's own" in watched.words
         assert not watched.ran_hostile_code
@@ -210,26 +118,28 @@ def test_node_starts_neither_unsigned_nor_badly_signed_bundles_and_no_code_under
         ):
             seen = watched.words.count(refusal)
             run_id = coordinator.start(ours, verifications, run_folder)
-            wait_until(refusal, lambda refusal=refusal, seen=seen: watched.words.count(refusal) > seen)
+            dishonest.wait_until(refusal, lambda refusal=refusal, seen=seen: watched.words.count(refusal) > seen)
             coordinator.stop(run_id)
         assert watched.unpacked == []
 
         coordinator.start(ours, signed_by(KEY, ours, 1), run_folder)
         # What the ClientApp that is installed here says, where no trainer runs.
-        wait_until("our own ClientApp", lambda: "no trainer has left its access file" in watched.words)
+        dishonest.wait_until("our own ClientApp", lambda: "no trainer has left its access file" in watched.words)
         (unpacked,) = watched.unpacked
         assert unpacked.endswith(bundle_hash(ours)[:8])
 
 
 @pytest.fixture
-def guarded(tmp_path) -> Iterator[superlink.Control]:
-    address, state = free_address(), tmp_path / "state"
+def guarded(dishonest, tmp_path) -> Iterator[superlink.Control]:
+    address, state = dishonest.free_address(), tmp_path / "state"
     with superlink.running(address, state):
         yield superlink.Control.of(address, state)
 
 
-def test_coordinators_superlink_starts_no_other_bundle_and_nothing_for_who_has_no_token(guarded, tmp_path, run_folder):
-    ours, hostile = flower_bundle(), code_carrying_bundle()
+def test_coordinators_superlink_starts_no_other_bundle_and_nothing_for_who_has_no_token(
+    dishonest, guarded, tmp_path, run_folder
+):
+    ours, hostile = flower_bundle(), code_carrying_bundle(dishonest)
     database = flower_private.open_database(tmp_path / "state" / superlink.DATABASE_NAME)
     stored = database.get_app(NOOP_FEDERATION_ID, APP_SPEC, bundle_hash(ours))
     assert stored.content == ours
@@ -242,9 +152,9 @@ def test_coordinators_superlink_starts_no_other_bundle_and_nothing_for_who_has_n
             control.StartRun(message) if isinstance(message, StartRunRequest) else control.StartAutomation(message)
 
     for attempt in (
-        request(bundle_hash(hostile), hostile, run_folder),
+        dishonest.request(bundle_hash(hostile), hostile, run_folder),
         # Flower would store it anew, and take the signature off.
-        request(bundle_hash(ours), ours, run_folder),
+        dishonest.request(bundle_hash(ours), ours, run_folder),
         # Flower would start it at its time, without asking for a token.
         StartAutomationRequest(start_run_request=StartRunRequest(app_spec=APP_SPEC, series_id=1)),
     ):
