@@ -21,14 +21,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement
 from hansa_common.errors import CoordinatorError, RunInterruptedError, UsageError
 from hansa_server.run_folder import CHECKPOINT
-from hansa_server.run_state import RunState
 from hansa_server.state_codec import from_plain, to_plain
+
+if TYPE_CHECKING:
+    # Late elsewhere: Flower's server side takes a second to import, and commands ask here who holds a run.
+    from hansa_server.run_state import RunState
 
 STATE: Final = "state.json"
 FORMAT: Final = "hansa-checkpoint"
@@ -92,6 +95,8 @@ def save(run: Path, agreement: Agreement, state: RunState) -> None:
     Raises:
         RunInterruptedError: the disk did not take it; the last one is still there.
     """
+    from hansa_server.run_state import RunState
+
     if not is_kept(run):
         return
     folder, arrays = run / CHECKPOINT, dict[str, bytes]()
@@ -117,6 +122,8 @@ def load(run: Path, agreement: Agreement) -> RunState | None:
     Raises:
         CoordinatorError: the checkpoint is damaged, or not one of this agreement and this version of Hansa.
     """
+    from hansa_server.run_state import RunState
+
     folder = run / CHECKPOINT
     try:
         content = (folder / STATE).read_bytes()

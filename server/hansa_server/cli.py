@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from hansa_common.addresses import Address, loopback_address
-from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import CoordinatorError, RunFailedError, TransportError
 from hansa_common.stopping import stopped_by_sigterm
-from hansa_server import run_folder, superlink
+from hansa_server import checkpoint, run_folder, run_process, superlink
 from hansa_server.signing import signing_key
 
 if TYPE_CHECKING:
@@ -55,14 +55,27 @@ def train(
         agreed = agreed.with_seed(seed)
     with stopped_by_sigterm():
         control = superlink.Control.of(_answering(server), state.absolute())
-        metrics = _train(agreed, out.absolute(), control, sys.stderr if as_json else sys.stdout)
-        if run_folder.has_small_model(out):
-            _sign(out, state.absolute(), err=as_json)
-            consignment = _deliver(out.absolute(), control, sys.stderr if as_json else sys.stdout)
-            if consignment.missing:
-                typer.echo(f"server: {_outstanding(consignment, out)}", err=as_json)
-    if as_json:
-        typer.echo(json.dumps(metrics))
+        run_folder.create(out.absolute(), agreed)
+        checkpoint.prepare(out.absolute())
+        _to_its_end(out, control, state.absolute(), as_json=as_json)
+
+
+@server.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that did not come to its end.")],
+    server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    state: Annotated[Path, typer.Option(help="Where the coordinator's signing key is kept.")] = Path(".hansa/server"),
+    as_json: Annotated[bool, typer.Option("--json", help="End with the results as JSON; progress to stderr.")] = False,
+) -> None:
+    """Go on with a run that was stopped, or that a crash broke off, as if nothing had been."""
+    with stopped_by_sigterm():
+        if run_folder.is_unsigned(run):
+            control = superlink.Control.of(_answering(server), state.absolute())
+            _close(run, run_folder.read_outcome(run), control, state.absolute(), as_json=as_json)
+            return
+        run_process.open_resumable(run.absolute())
+        control = superlink.Control.of(_answering(server), state.absolute())
+        _to_its_end(run, control, state.absolute(), as_json=as_json)
 
 
 @server.command()
@@ -99,10 +112,21 @@ def _answering(server: str) -> Address:
     return address
 
 
-def _train(agreement: Agreement, out: Path, control: superlink.Control, progress: TextIO) -> dict[str, Any]:
-    run_folder.create(out, agreement)
-    _run(out, control, progress)
-    return run_folder.read_outcome(out)
+def _to_its_end(run: Path, control: superlink.Control, state: Path, *, as_json: bool) -> None:
+    """Run what is in the folder, and close it."""
+    metrics = run_process.run_to_its_end(run.absolute(), control, sys.stderr if as_json else sys.stdout)
+    _close(run, metrics, control, state, as_json=as_json)
+
+
+def _close(run: Path, metrics: Mapping[str, Any], control: superlink.Control, state: Path, *, as_json: bool) -> None:
+    """Sign and deliver the small model of a finished run, if it has one, and tell the figures."""
+    if run_folder.has_small_model(run):
+        _sign(run, state, err=as_json)
+        consignment = _deliver(run.absolute(), control, sys.stderr if as_json else sys.stdout)
+        if consignment.missing:
+            typer.echo(f"server: {_outstanding(consignment, run)}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(metrics))
 
 
 def _sign(folder: Path, state: Path, *, err: bool) -> None:

@@ -42,6 +42,7 @@ class RunProgress:
         self._began = now()
         self._num_rounds = 0
         self._num_finished = 0
+        self._num_earlier = 0
         self._cohort_size = 0
         self._best: ModelValidated | None = None
         self._bar = Progress(
@@ -70,6 +71,7 @@ class RunProgress:
         match event:
             case RunStarted():
                 self._num_rounds = event.num_rounds
+                self._num_earlier = self._num_finished = event.num_rounds_done or 0
             case RoundStarted() if event.stage != "train":
                 # The bar and the time left are of the training, which is over.
                 self._bar.update(self._task, total=None, description=f"{event.stage}, round {event.round}")
@@ -88,7 +90,7 @@ class RunProgress:
             self._print(event.line, event.level)
 
     def _start_round(self, event: RoundStarted) -> None:
-        if self._num_finished == 0:
+        if self._num_finished == self._num_earlier:
             # Time left is reckoned from rounds, not from the wait before them.
             self._began = self._now()
         self._cohort_size = len(event.cohort)
@@ -107,9 +109,10 @@ class RunProgress:
 
     def _left(self) -> str:
         """How much longer at most: early stopping may end it sooner."""
-        if self._num_finished == 0:
+        num_timed = self._num_finished - self._num_earlier
+        if num_timed == 0:
             return ""
-        seconds = (self._now() - self._began) / self._num_finished * (self._num_rounds - self._num_finished)
+        seconds = (self._now() - self._began) / num_timed * (self._num_rounds - self._num_finished)
         return f", at most {duration(seconds)} left"
 
     def _print(self, line: str, level: int) -> None:

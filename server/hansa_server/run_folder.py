@@ -252,6 +252,16 @@ def read_bundle(folder: Path) -> tuple[Agreement, dict[str, bytes]]:
     return _agreement(folder), files
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / METRICS).exists()
+
+
+def is_unsigned(folder: Path) -> bool:
+    """Whether a finished run's small model still waits to be signed."""
+    return is_finished(folder) and has_small_model(folder) and not has_bundle(folder)
+
+
 def has_bundle(folder: Path) -> bool:
     """Whether a finished run's small model was signed."""
     return (folder / BUNDLE).is_dir()

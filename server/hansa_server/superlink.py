@@ -8,13 +8,15 @@ telemetry, update check and installation of dependencies are off, and its files 
 from __future__ import annotations
 
 import http.client
+import queue
 import re
 import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import IO, Final
 from hansa_common import children, durable_files
 from hansa_common.addresses import Address
 from hansa_common.children import Child
-from hansa_common.errors import CoordinatorError, UsageError
+from hansa_common.errors import CoordinatorError, TransportError, UsageError
 from hansa_common.flower_environment import flower_environment
 from hansa_server.signing import publisher_key
 
@@ -127,19 +129,42 @@ class Control:
         with flower_private.control_api(str(self.server), self.token) as control:
             flower_private.stop_run(control, run_id)
 
-    def follow_run(self, run_id: int, output: IO[bytes]) -> None:
-        """Pass on what the run's ServerApp prints, until the run ends; Flower's own lines are left out.
+    def follow_run(self, run_id: int, output: IO[bytes], is_lost: Callable[[], bool] = lambda: False) -> None:
+        """Pass on what the run's ServerApp prints, until the run ends, or `is_lost` says that nobody runs it any more;
+        Flower's own lines are left out.
 
         Raises:
             TransportError: SuperLink cannot be asked any more.
         """
+        heard: queue.Queue[str | TransportError | None] = queue.Queue()
+        threading.Thread(target=self._listen, args=(run_id, heard), daemon=True).start()
+        while True:
+            try:
+                line = heard.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if is_lost():
+                    return
+                continue
+            if isinstance(line, TransportError):
+                raise line
+            if line is None:
+                return
+            if not _FLOWER_LINE.match(line):
+                output.write(line.encode())
+                output.flush()
+
+    def _listen(self, run_id: int, heard: queue.Queue[str | TransportError | None]) -> None:
+        """Put the lines of a run's log into the queue, then how they ended: None, or what went wrong."""
         from hansa_server import flower_private
 
-        with flower_private.control_api(str(self.server), self.token) as control:
-            for line in _lines(flower_private.run_log(control, run_id)):
-                if not _FLOWER_LINE.match(line):
-                    output.write(line.encode())
-                    output.flush()
+        try:
+            with flower_private.control_api(str(self.server), self.token) as control:
+                for line in _lines(flower_private.run_log(control, run_id)):
+                    heard.put(line)
+        except TransportError as error:
+            heard.put(error)
+        finally:
+            heard.put(None)
 
 
 def _lines(pieces: Iterable[str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from hansa_server.rounds import PlanState
 from hansa_server.run_events import RoundFinished
 from hansa_server.run_state import RunState
 from hansa_server.selection import Course, Model
+from hansa_server.state_codec import to_plain
 
 METRICS = metrics_from_histogram(score_histogram([-1.5, 0.1, 0.3, 2.0], [0, 1, 0, 1]))
 
@@ -82,9 +83,7 @@ def names(run):
 def same(one, other):
     """Equal to the last bit, arrays and their types too."""
     arrays = {}, {}
-    first, second = (
-        checkpoint.to_plain(RunState, state, kept) for state, kept in zip((one, other), arrays, strict=True)
-    )
+    first, second = (to_plain(RunState, state, kept) for state, kept in zip((one, other), arrays, strict=True))
     return (json.dumps(first), arrays[0]) == (json.dumps(second), arrays[1])
 
 

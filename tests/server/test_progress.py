@@ -83,6 +83,18 @@ def test_pipe_gets_one_line_a_round_with_the_time_left():
     ]
 
 
+def test_run_that_goes_on_reckons_the_time_left_from_its_own_rounds():
+    watched = Watched(terminal=False)
+    with watched.progress:
+        watched.show(replace(STARTED, num_rounds_done=6))
+        watched.seconds = 100.0
+        watched.show(RoundStarted(7, 0, FINISHED.cohort))
+        watched.seconds += 4.0
+        watched.show(replace(FINISHED, round=7))
+    assert "run run goes on after round 6; waiting for 2 merchants" in lines(watched)[0]
+    assert lines(watched)[-1].endswith("4.0 s, at most 12 s left")
+
+
 def test_terminal_shows_round_cohort_and_best_figure_while_a_round_runs():
     watched = Watched(terminal=True)
     with watched.progress:

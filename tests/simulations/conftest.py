@@ -60,11 +60,11 @@ def scenario_with(baselines=(), **changes):
     return Scenario(agreement, tables_for(agreement), baselines, {"source": "the test"})
 
 
-def trainers_for(scenario, programs=None):
-    """The merchants' own trainers, as the simulation makes them."""
+def workers_for(scenario, programs=None):
+    """The merchants' own trainers, with no boundary round them."""
     agreement = scenario.agreement
     programs = programs or Programs.for_tables(agreement, *scenario.tables.values())
-    trainers = {
+    return {
         name: MerchantTrainer(
             agreement,
             name,
@@ -75,7 +75,11 @@ def trainers_for(scenario, programs=None):
         )
         for name in agreement.roster
     }
-    return in_process(agreement, trainers)
+
+
+def trainers_for(scenario, programs=None):
+    """The merchants' own trainers, as the simulation makes them."""
+    return in_process(scenario.agreement, workers_for(scenario, programs))
 
 
 class RecordingGrid(LocalGrid):
@@ -106,6 +110,7 @@ def shops():
         rows=rows_of,
         tables=tables_for,
         scenario=scenario_with,
+        workers=workers_for,
         trainers=trainers_for,
         recording_grid=RecordingGrid,
     )
