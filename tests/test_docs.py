@@ -17,7 +17,7 @@ from typing import get_args
 import click
 import pytest
 
-from hansa_client import client_commands, own_figures, trainer_service
+from hansa_client import flower_node, own_figures, trainer_service
 from hansa_common import __version__, messages, schema, task_defaults, trust
 from hansa_common import agreement as agreed
 from hansa_common.agreement import parse_agreement
@@ -259,8 +259,8 @@ def test_reasons_for_which_a_reply_is_left_out_are_told_in_full():
 
 def test_files_of_a_run_are_those_that_a_run_writes():
     names = {
-        run_folder.AGREEMENT, run_folder.AGREEMENT_TOML, run_folder.ROUNDS, run_folder.MODEL, run_folder.REPORT,
-        run_folder.METRICS, run_folder.FAILURE,
+        run_folder.AGREEMENT, run_folder.AGREEMENT_TOML, run_folder.ATTENDANCE, run_folder.ROUNDS, run_folder.MODEL,
+        run_folder.REPORT, run_folder.METRICS, run_folder.FAILURE,
     }  # fmt: skip
     told = {row[0].strip("`") for row in rows(section(text_of("docs/coordinator.md"), "## What a run leaves"))}
     assert told == names
@@ -268,7 +268,7 @@ def test_files_of_a_run_are_those_that_a_run_writes():
 
 def test_files_of_a_merchants_state_are_named_as_they_are():
     told = {row[0].strip("`") for row in rows(section(text_of("docs/merchant.md"), "## Take part"))}
-    assert {own_figures.OWN_METRICS_NAME, client_commands.NODE_LOG_NAME} <= told
+    assert {own_figures.OWN_METRICS_NAME, flower_node.LOG_NAME} <= told
     assert "variates" in told
     assert 'VariateStore(files.state / "variates")' in inspect.getsource(trainer_service.serve)
 
@@ -349,7 +349,8 @@ def test_example_of_the_coordinators_guide_runs_as_printed(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     left = {entry.name for entry in (tmp_path / "runs/simulated").iterdir()}
-    assert left == {"agreement.json", "agreement.toml", "rounds.jsonl", "model", "report.html", "metrics.json"}
+    texts = {"agreement.json", "agreement.toml", "attendance.json", "rounds.jsonl", "report.html", "metrics.json"}
+    assert left == texts | {"model"}
     metrics = json.loads((tmp_path / "runs/simulated/metrics.json").read_text())
     assert (
         metrics["agreement_fingerprint"] == parse_agreement((tmp_path / "agreement.toml").read_text(), "it").fingerprint

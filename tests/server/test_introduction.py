@@ -99,7 +99,8 @@ def test_merchant_under_another_agreement_is_refused_and_the_others_train(federa
 
     result = run.run({"beta": mismatched})
     assert len(result.merchants) == 2
-    assert [(e.node_id, e.reason) for e in run.of(NodeRefused)] == [(run.nodes["beta"], "agreement-mismatch")]
+    (refused,) = run.of(NodeRefused)
+    assert (refused.node_id, refused.reason, refused.claimed_name) == (run.nodes["beta"], "agreement-mismatch", "beta")
     assert run.of(MerchantsIntroduced)[0].missing == ("beta",)
 
 

@@ -44,7 +44,8 @@ def files_of(folder):
 def test_finished_run_leaves_model_figures_and_report(run, world):
     folder = run()
     model = {"model/spec.json", "model/weights.npz", "model/preprocessing.json"}
-    assert files_of(folder) == {"agreement.json", "rounds.jsonl", "metrics.json", "report.html"} | model
+    texts = {"agreement.json", "attendance.json", "rounds.jsonl", "metrics.json", "report.html"}
+    assert files_of(folder) == texts | model
     metrics = run_folder.read_outcome(folder)
     assert metrics["agreement_fingerprint"] == world.agreement().fingerprint
     rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]

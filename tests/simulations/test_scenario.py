@@ -227,7 +227,7 @@ def test_simulation_withholds_nothing_from_its_own_comparison(finished, shops, t
 def test_folder_holds_a_whole_run(finished):
     _, _, folder, _, _ = finished
     names = {path.name for path in folder.iterdir()}
-    assert names == {"agreement.json", "rounds.jsonl", "model", "report.html", "metrics.json"}
+    assert names == {"agreement.json", "attendance.json", "rounds.jsonl", "model", "report.html", "metrics.json"}
     report = (folder / run_folder.REPORT).read_text(encoding="utf-8")
     assert all(name in report for name in ("alder", "birch", "cedar"))
 
