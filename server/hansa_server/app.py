@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from hansa_common.agreement import Agreement
 from hansa_server import checkpoint, run_folder
+from hansa_server.attendance import Attendance
 from hansa_server.delivery import deliver
 from hansa_server.federation import SYSTEM_CLOCK, run_federation
 from hansa_server.progress import RunProgress
@@ -50,8 +51,11 @@ def _train(grid: Grid, folder: Path) -> None:
 
 
 def _run(grid: Grid, folder: Path, agreement: Agreement, begun: RunState, progress: RunProgress) -> None:
+    attendance = Attendance(folder, agreement.roster)
+
     def on_event(event: Event) -> None:
         progress.show(event)
+        attendance.note(event)
         if isinstance(event, RoundFinished):
             run_folder.add_round(folder, event.to_json())
 

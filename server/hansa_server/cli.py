@@ -18,8 +18,11 @@ from hansa_common.addresses import Address, loopback_address
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import CoordinatorError, RunFailedError, TransportError
 from hansa_common.stopping import stopped_by_sigterm
-from hansa_server import checkpoint, run_folder, run_process, superlink
+from hansa_server import checkpoint, run_folder, run_process, server_process, superlink
+from hansa_server.export_command import export
 from hansa_server.signing import signing_key
+from hansa_server.status_command import status
+from hansa_server.stop_command import stop
 
 if TYPE_CHECKING:
     from hansa_server.delivery import Consignment
@@ -97,9 +100,14 @@ def deliver(
         raise CoordinatorError(_outstanding(consignment, run))
 
 
+server.command()(status)
+server.command()(stop)
+server.command()(export)
+
+
 def _start(address: Address, state: Path) -> None:
     superlink.check_port_is_free(address)
-    with superlink.running(address, state) as child:
+    with server_process.registered(state, address), superlink.running(address, state) as child:
         typer.echo(f"server: SuperLink on {address}; Ctrl-C stops")
         code = child.process.wait()
         raise TransportError(f"SuperLink ended with code {code}; its log is {state / superlink.LOG_NAME}")

@@ -79,13 +79,16 @@ class Sent:
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply that answers its order, or the code of what happened instead (`code` is '' with a reply)."""
+    """A reply that answers its order, or the code of what happened instead (`code` is '' with a reply), with the name
+    of the merchant whose refusal it is.
+    """
 
     sent: Sent
     code: str
     reply: Reply | None = None
     reply_hash: str = ""
     bytes_received: int = 0
+    refused_by: str = ""
 
 
 class Patience:
@@ -185,7 +188,7 @@ def _answer(message: Message, sent: Sent) -> Answer:
     if not from_its_node:
         return Answer(sent, "wrong-merchant", bytes_received=len(content))
     if isinstance(reply, Refusal):
-        return Answer(sent, reply.code, bytes_received=len(content))
+        return Answer(sent, reply.code, bytes_received=len(content), refused_by=reply.merchant)
     return Answer(sent, "", reply, message_hash(content), len(content))
 
 

@@ -27,7 +27,7 @@ from hansa_common.messages import EVERYONE, IntroduceOrder, Introduction
 from hansa_common.trust import MerchantName
 from hansa_server.exchange import AWAY, GRACE_SECONDS, Addressed, Answer, Patience, Sent
 from hansa_server.participants import Merchant, Run
-from hansa_server.run_events import MerchantsIntroduced, NodeRefused
+from hansa_server.run_events import MerchantIntroduced, MerchantsIntroduced, NodeRefused
 
 # An introduction needs no work, but its process may have to start first.
 INTRODUCTION_SECONDS: Final = 30.0
@@ -186,7 +186,7 @@ class _Door:
     def _take(self, answer: Answer, now: float) -> None:
         node_id = answer.sent.node_id
         if not isinstance(answer.reply, Introduction):
-            self._refuse(node_id, answer.code or "wrong-kind")
+            self._refuse(node_id, answer.code or "wrong-kind", answer.refused_by)
             if answer.code in _PASSING:
                 self._ask_at[node_id] = now + RETRY_SECONDS
             return
@@ -201,6 +201,7 @@ class _Door:
         if reply.merchant in _names(self._claims.values()):
             self._refuse(node_id, "name-claimed-twice", reply.merchant)
         self._claims[node_id] = Merchant(reply.merchant, node_id, reply.backend, reply.device)
+        self._run.tell(MerchantIntroduced(node_id, reply.merchant, reply.hansa_version))
 
     def _is_expected(self, name: str) -> bool:
         if self._awaited.roster:

@@ -4,6 +4,7 @@ file               written by       holds
 agreement.json     create           the agreement, canonical: its SHA-256 is the fingerprint
 agreement.toml     create           the same as its author wrote it, where that is known
 rounds.jsonl       the run          one line a round, as it ends (a kill can cut the last line short)
+attendance.json    the run          who came (attendance.py)
 checkpoint/        the run          its last state (checkpoint.py), until it is finished; a simulation has none
 interruption.txt   the run          why it could not go on, where it can be resumed
 model/             the run, last    spec.json, weights.npz, preprocessing.json; equal models have equal bytes
@@ -47,6 +48,7 @@ from hansa_server.report import render_report
 AGREEMENT: Final = "agreement.json"
 AGREEMENT_TOML: Final = "agreement.toml"
 ROUNDS: Final = "rounds.jsonl"
+ATTENDANCE: Final = "attendance.json"
 MODEL: Final = "model"
 SMALL: Final = "small"
 BUNDLE: Final = "bundle"
@@ -320,7 +322,7 @@ def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
     folders = [name + suffix for name in (COMPRESS, BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
     folders.append(CHECKPOINT)
-    files = (FAILURE, INTERRUPTION, REPORT, ROUNDS, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
+    files = (FAILURE, INTERRUPTION, REPORT, ROUNDS, ATTENDANCE, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
     for name in (METRICS, *files, *folders, AGREEMENT_TOML, AGREEMENT):
         durable_files.remove_all(folder / name)
 
