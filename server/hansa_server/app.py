@@ -22,6 +22,7 @@ from hansa_server.federation import SYSTEM_CLOCK, run_federation
 from hansa_server.progress import RunProgress
 from hansa_server.run_events import Event, RoundFinished
 from hansa_server.run_state import RunState
+from hansa_server.seals import seals_for
 
 # The display says what the log says; without a handler of its own, logging would print its warnings twice.
 logging.getLogger("hansa_server").addHandler(logging.NullHandler())
@@ -62,5 +63,6 @@ def _run(grid: Grid, folder: Path, agreement: Agreement, begun: RunState, progre
     def keep(state: RunState) -> None:
         checkpoint.save(folder, agreement, state)
 
-    result = run_federation(grid, agreement, begun, on_event=on_event, keep=keep)
+    seals = seals_for(agreement, run_folder.signing_key_file(folder))
+    result = run_federation(grid, agreement, begun, on_event=on_event, keep=keep, seals=seals)
     run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing, result.small)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from hansa_common.addresses import Address, loopback_address
+from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import CoordinatorError, RunFailedError, TransportError
 from hansa_common.stopping import stopped_by_sigterm
 from hansa_server import checkpoint, run_folder, run_process, server_process, superlink
 from hansa_server.export_command import export
-from hansa_server.signing import signing_key
+from hansa_server.seals import seals_for
+from hansa_server.signing import KEY_NAME, signing_key
 from hansa_server.status_command import status
 from hansa_server.stop_command import stop
 
@@ -57,8 +59,9 @@ def train(
     if seed is not None:
         agreed = agreed.with_seed(seed)
     with stopped_by_sigterm():
+        key_file = _order_key(agreed, state.absolute())
         control = superlink.Control.of(_answering(server), state.absolute())
-        run_folder.create(out.absolute(), agreed)
+        run_folder.create(out.absolute(), agreed, signing_key_file=key_file)
         checkpoint.prepare(out.absolute())
         _to_its_end(out, control, state.absolute(), as_json=as_json)
 
@@ -76,7 +79,10 @@ def resume(
             control = superlink.Control.of(_answering(server), state.absolute())
             _close(run, run_folder.read_outcome(run), control, state.absolute(), as_json=as_json)
             return
-        run_process.open_resumable(run.absolute())
+        agreed = run_process.open_resumable(run.absolute())
+        key_file = _order_key(agreed, state.absolute())
+        if key_file is not None:
+            run_folder.name_signing_key(run.absolute(), key_file)
         control = superlink.Control.of(_answering(server), state.absolute())
         _to_its_end(run, control, state.absolute(), as_json=as_json)
 
@@ -118,6 +124,14 @@ def _answering(server: str) -> Address:
     if not superlink.is_superlink(address):
         raise TransportError(f"no SuperLink answers at {address}; start one with `hansa server start`")
     return address
+
+
+def _order_key(agreement: Agreement, state: Path) -> Path | None:
+    """Where the key is that orders are signed with, once it is seen to be the one that the agreement trusts."""
+    if agreement.trust is None:
+        return None
+    seals_for(agreement, state / KEY_NAME)
+    return state / KEY_NAME
 
 
 def _to_its_end(run: Path, control: superlink.Control, state: Path, *, as_json: bool) -> None:

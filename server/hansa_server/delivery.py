@@ -1,7 +1,7 @@
 """The finished bundle to the merchants of its run: one order to each who is there, and a record of who has it.
 
-It is a run of Flower's of its own, after the bundle was signed, so that the process which runs the rounds has no key;
-and the same run again, whenever one is asked for, brings the bundle to merchants who were away.
+It is a run of Flower's of its own, after the bundle was signed; and the same run again, whenever one is asked for,
+brings the bundle to merchants who were away.
 
 word in deliveries.json   the merchant
 delivered                 has verified the bundle and keeps it; nothing unsays that
@@ -33,6 +33,7 @@ from hansa_server.exchange import Clock, Exchange
 from hansa_server.introduction import Awaited, introduce_those_present
 from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import DeliveryFinished, DeliveryStarted, Event
+from hansa_server.seals import seals_for
 
 DELIVERED: Final = "delivered"
 ABSENT: Final = "absent"
@@ -87,7 +88,8 @@ def deliver(grid: Grid, folder: Path, *, run_id: str, on_event: Callable[[Event]
     """
     before = Consignment.of_run(folder)
     agreement = before.agreement
-    run = Run(Exchange(grid, clock), agreement, agreement.fingerprint, run_id, on_event)
+    seals = seals_for(agreement, run_folder.signing_key_file(folder))
+    run = Run(Exchange(grid, clock, seals), agreement, agreement.fingerprint, run_id, on_event)
     words = {**dict.fromkeys(before.words, ABSENT), **_answers(run, before)}
     words |= dict.fromkeys(before.delivered, DELIVERED)
     after = Consignment(agreement, before.bundle_id, before.files, words)

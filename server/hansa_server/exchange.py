@@ -1,15 +1,17 @@
 """Orders out, replies in, over Flower: one exchange at a time, each bounded in time and in memory.
 
 Promises: every order gets exactly one answer, in the order they were given, whatever arrives when; an answer
-holds a reply only if it decodes, answers this very order and names the merchant it was sent to; else it holds a
-short code. At most WINDOW replies are held here; the others wait where Flower keeps them. An exchange ends at
-the latest GRACE_SECONDS after its deadline. Whether a reply's content can be believed is replies.py's.
+holds a reply only if it decodes, answers this very order, names the merchant it was sent to and, where the agreement
+has `[trust]`, is signed by that merchant (seals.py); else it holds a short code. At most WINDOW replies are held here;
+the others wait where Flower keeps them. An exchange ends at the latest GRACE_SECONDS after its deadline. Whether a
+reply's content can be believed is replies.py's.
 
 code                what happened
 unreachable         Flower could not deliver the order or the reply
 client-error        the node answered with an error of Flower's; its text is not looked at
 deadline            nothing came in time
 message-invalid     what came is not one whole record
+not-signed          what came is not signed with the key that the agreement names for the merchant
 wrong-kind          a record, but no reply
 wrong-order         a reply to another order: an old one, or one that was never sent
 wrong-merchant      a reply from another node, or in another merchant's name
@@ -40,6 +42,8 @@ from hansa_common.messages import (
     encode,
     message_hash,
 )
+from hansa_common.sealing import unverified
+from hansa_server.seals import Seals
 
 GRACE_SECONDS: Final = 15.0
 WINDOW: Final = 8
@@ -111,8 +115,9 @@ class Patience:
 class Exchange:
     """The coordinator's end of Flower's grid."""
 
-    def __init__(self, grid: Grid, clock: Clock) -> None:
+    def __init__(self, grid: Grid, clock: Clock, seals: Seals) -> None:
         self.clock = clock
+        self.seals = seals
         self._grid = grid
 
     def node_ids(self) -> list[int]:
@@ -146,17 +151,18 @@ class Exchange:
     def send(self, addressed: Addressed, ttl: float) -> Sent:
         """Send one order; Flower forgets it, undelivered, after ttl seconds."""
         encoded = encode(addressed.order)
-        message_id = None if addressed.node_id == AWAY else self._pushed(encoded, addressed.node_id, ttl)
+        sealed = self.seals.close_order(encoded)
+        message_id = None if addressed.node_id == AWAY else self._pushed(sealed, addressed.node_id, ttl)
         return Sent(
             addressed.node_id,
             addressed.order.recipient,
             message_hash(encoded),
-            len(encoded),
+            len(sealed),
             message_id,
         )
 
-    def _pushed(self, encoded: bytes, node_id: int, ttl: float) -> str | None:
-        content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: encoded})})
+    def _pushed(self, sealed: bytes, node_id: int, ttl: float) -> str | None:
+        content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: sealed})})
         message_id = next(iter(self._grid.push_messages([Message(content, node_id, "train", ttl=ttl)])), None)
         return None if message_id is None else str(message_id)
 
@@ -170,17 +176,18 @@ class Exchange:
             # Flower's own errors come from another node than the one asked: only this id says what they answer.
             item = by_id.pop(message.metadata.reply_to_message_id, None)
             if item is not None:
-                answers.append(_answer(message, item))
+                answers.append(_answer(message, item, self.seals))
         return answers
 
 
-def _answer(message: Message, sent: Sent) -> Answer:
+def _answer(message: Message, sent: Sent, seals: Seals) -> Answer:
     from_its_node = message.metadata.src_node_id == sent.node_id
     if message.has_error():
         return Answer(sent, "client-error" if from_its_node else "unreachable")
     content = _content(message)
     try:
-        reply = _reply(content, sent)
+        opened = seals.open_reply(content, _claimed_name(content, sent))
+        reply = _reply(opened, sent)
     except MessageError as error:
         return Answer(sent, error.code, bytes_received=len(content))
     except ReplyError as error:
@@ -189,7 +196,7 @@ def _answer(message: Message, sent: Sent) -> Answer:
         return Answer(sent, "wrong-merchant", bytes_received=len(content))
     if isinstance(reply, Refusal):
         return Answer(sent, reply.code, bytes_received=len(content), refused_by=reply.merchant)
-    return Answer(sent, "", reply, message_hash(content), len(content))
+    return Answer(sent, "", reply, message_hash(opened), len(content))
 
 
 def _content(message: Message) -> bytes:
@@ -202,10 +209,20 @@ def _content(message: Message) -> bytes:
     return field if isinstance(field, bytes) else b""
 
 
-def _reply(content: bytes, sent: Sent) -> Reply:
-    reply = decode(content)
+def _claimed_name(content: bytes, sent: Sent) -> str:
+    """Whose signature a reply must bear: the merchant's who was asked, or where that was everyone, whose it says."""
+    return sent.recipient if sent.recipient != EVERYONE else _decoded(unverified(content)).merchant
+
+
+def _decoded(message: bytes) -> Reply:
+    reply = decode(message)
     if not isinstance(reply, Reply):
         raise ReplyError("wrong-kind", f"{reply.KIND} is no reply")
+    return reply
+
+
+def _reply(opened: bytes, sent: Sent) -> Reply:
+    reply = _decoded(opened)
     if reply.order_hash != sent.order_hash:
         raise ReplyError("wrong-order", "the reply answers another order")
     if sent.recipient not in {EVERYONE, reply.merchant}:

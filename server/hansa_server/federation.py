@@ -37,10 +37,12 @@ from hansa_server.replies import check_statistics_reply
 from hansa_server.run_events import Event, RoundFinished, RunFinished, RunStarted, areas
 from hansa_server.run_folder import SmallModel
 from hansa_server.run_state import RunState
+from hansa_server.seals import Seals, Unsealed
 from hansa_server.selection import Model
 from hansa_server.training import begin_training, train_step
 
 SYSTEM_CLOCK: Final = Clock()
+UNSEALED: Final = Unsealed()
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,20 @@ def run_federation(
     on_event: Callable[[Event], None],
     keep: Callable[[RunState], None] = lambda _: None,
     clock: Clock = SYSTEM_CLOCK,
+    seals: Seals = UNSEALED,
 ) -> FederationResult:
     """Train one model over the merchants that the grid reaches, from a new state or from one that was kept.
 
-    `keep` gets each state before what comes after it is asked of anyone. A new state's `run_id` must be new for every
-    run, because merchants keep SCAFFOLD's variates under it; it changes no weight.
+    `keep` gets each state before what comes after it is asked of anyone; `seals` are those that the agreement asks for.
+    A new state's `run_id` must be new for every run, because merchants keep SCAFFOLD's variates under it; it changes no
+    weight.
 
     Raises:
         RunFailedError: too few merchants came or sent statistics, or no round had enough valid replies.
         RunInterruptedError: too few merchants of a run that had begun are back.
     """
     numbers = ExchangeNumbers(begun.sequence)
-    run = Run(Exchange(grid, clock), agreement, agreement.fingerprint, begun.run_id, on_event, numbers)
+    run = Run(Exchange(grid, clock, seals), agreement, agreement.fingerprint, begun.run_id, on_event, numbers)
     _tell_start(run, begun)
     keep(begun)
     state = _with_merchants(run, begun)

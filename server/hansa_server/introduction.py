@@ -34,7 +34,7 @@ INTRODUCTION_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 2.0
 # When everyone is there, nodes that have not answered yet may still be somebody's double.
 SETTLE_SECONDS: Final = 5.0
-_PASSING: Final = frozenset({"unreachable", "client-error", "deadline", "busy", "failed"})
+_PASSING: Final = frozenset({"unreachable", "client-error", "deadline", "busy", "failed", "not-now", "not-signed"})
 
 
 @dataclass(frozen=True)

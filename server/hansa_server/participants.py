@@ -72,6 +72,10 @@ class Run:
     on_event: Callable[[Event], None]
     numbers: ExchangeNumbers = field(default_factory=ExchangeNumbers)
 
+    def __post_init__(self) -> None:
+        if self.exchange.seals.trust != self.agreement.trust:
+            raise ValueError("a run's messages must be signed as its agreement says")
+
     def tell(self, event: Event) -> None:
         """Log an event and hand it on."""
         _log.log(event.level, "%s", event.line)

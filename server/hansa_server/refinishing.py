@@ -18,7 +18,7 @@ from hansa_common.agreement import Agreement
 from hansa_common.errors import UsageError
 from hansa_common.model import ModelSpec
 from hansa_server.exchange import Clock, Exchange
-from hansa_server.federation import SYSTEM_CLOCK, register
+from hansa_server.federation import SYSTEM_CLOCK, UNSEALED, register
 from hansa_server.finishing import Finished, Trained, finish
 from hansa_server.introduction import introduce
 from hansa_server.participants import Run
@@ -42,7 +42,7 @@ def finish_again(
         RunFailedError: too few merchants came or sent statistics.
         UsageError: their rows are not those that the model was trained on.
     """
-    run = Run(Exchange(grid, clock), agreement, agreement.fingerprint, run_id, on_event)
+    run = Run(Exchange(grid, clock, UNSEALED), agreement, agreement.fingerprint, run_id, on_event)
     merchants, preprocessing = register(run, introduce(run))
     if preprocessing.to_json() != trained.preprocessing:
         raise UsageError(

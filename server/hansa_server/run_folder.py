@@ -3,6 +3,7 @@
 file               written by       holds
 agreement.json     create           the agreement, canonical: its SHA-256 is the fingerprint
 agreement.toml     create           the same as its author wrote it, where that is known
+coordinator.json   create           the path of the coordinator's signing key, where the agreement has [trust]
 rounds.jsonl       the run          one line a round, as it ends (a kill can cut the last line short)
 attendance.json    the run          who came (attendance.py)
 checkpoint/        the run          its last state (checkpoint.py), until it is finished; a simulation has none
@@ -47,6 +48,7 @@ from hansa_server.report import render_report
 
 AGREEMENT: Final = "agreement.json"
 AGREEMENT_TOML: Final = "agreement.toml"
+COORDINATOR: Final = "coordinator.json"
 ROUNDS: Final = "rounds.jsonl"
 ATTENDANCE: Final = "attendance.json"
 MODEL: Final = "model"
@@ -85,8 +87,17 @@ class FinishedRun:
     preprocessing: FittedPreprocessing
 
 
-def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overwrite: bool = False) -> None:
+def create(
+    folder: Path,
+    agreement: Agreement,
+    *,
+    signing_key_file: Path | None = None,
+    toml: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Make the folder of a run that has not begun; what an earlier run left in it is removed.
+
+    `signing_key_file` holds the key that orders are signed with, where the agreement asks for that.
 
     Raises:
         UsageError: it holds a finished run and overwrite is not set, or something that is no run, or cannot be made.
@@ -106,9 +117,31 @@ def create(folder: Path, agreement: Agreement, *, toml: str | None = None, overw
         _clear(folder)
         if toml is not None:
             durable_files.write(folder / AGREEMENT_TOML, toml.encode(), _FOR_ALL)
+        if signing_key_file is not None:
+            name_signing_key(folder, signing_key_file)
         durable_files.write(folder / AGREEMENT, agreement.canonical_json(), _FOR_ALL)
     except OSError as error:
         raise UsageError(f"the run's folder {folder} cannot be written: {error.strerror}") from error
+
+
+def name_signing_key(folder: Path, key_file: Path) -> None:
+    """Say where the key is that this run's orders are signed with."""
+    durable_files.write(folder / COORDINATOR, _json_bytes({"signing_key": str(key_file.absolute())}, indent=2))
+
+
+def signing_key_file(folder: Path) -> Path | None:
+    """Where the key is that this run's orders are signed with; None where none was named.
+
+    Raises:
+        CoordinatorError: the file that says so is damaged.
+    """
+    path = folder / COORDINATOR
+    try:
+        return Path(json.loads(path.read_bytes())["signing_key"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CoordinatorError(f"{path} does not say where the signing key is: {error}") from error
 
 
 def open_run(folder: Path) -> Agreement:
@@ -323,7 +356,7 @@ def _clear(folder: Path) -> None:
     folders = [name + suffix for name in (COMPRESS, BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
     folders.append(CHECKPOINT)
     files = (FAILURE, INTERRUPTION, REPORT, ROUNDS, ATTENDANCE, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
-    for name in (METRICS, *files, *folders, AGREEMENT_TOML, AGREEMENT):
+    for name in (METRICS, *files, *folders, COORDINATOR, AGREEMENT_TOML, AGREEMENT):
         durable_files.remove_all(folder / name)
 
 

@@ -1,7 +1,7 @@
 """What the coordinator closes orders with and opens replies with: keys under an agreement with `[trust]`, else nothing.
 
-Under `[trust]` every order leaves under the coordinator's signing key, and a reply is believed that the merchant who was
-asked has signed with the key that the agreement names for it; an introduction, that of the merchant it claims to be.
+Under `[trust]` every order leaves under the coordinator's signing key, and a reply is believed that the merchant who
+was asked has signed with the key that the agreement names for it; an introduction, that of whom it claims to be.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from hansa_server.exchange import (
     Addressed,
     Exchange,
 )
+from hansa_server.seals import Unsealed
 
 HEADER = {"run_id": "run", "sequence": 1, "fingerprint": "0" * 64, "deadline_seconds": 10.0}
 
@@ -43,7 +44,7 @@ def ask(world, manual_clock):
 
     def ask_peers(deadline=10.0, **peers):
         grid = world.PeerGrid({100 + i: peer for i, peer in enumerate(peers.values())}, manual_clock)
-        exchange = Exchange(grid, manual_clock.clock)
+        exchange = Exchange(grid, manual_clock.clock, Unsealed())
         orders = [Addressed(100 + i, order(name)) for i, name in enumerate(peers)]
         return list(exchange.ask(orders, deadline)), grid
 
@@ -124,13 +125,13 @@ def test_orders_are_made_one_by_one_as_they_are_sent(world, manual_clock):
             sent_before.append(len(grid.orders))
             yield Addressed(node_id, order(name))
 
-    list(Exchange(grid, manual_clock.clock).ask(orders(), 1.0))
+    list(Exchange(grid, manual_clock.clock, Unsealed()).ask(orders(), 1.0))
     assert sent_before == [0, 1]
 
 
 def test_order_that_flower_does_not_take_is_unreachable(world, manual_clock):
     grid = world.PeerGrid({1: honest("alpha")}, manual_clock, unreachable={1})
-    answers = list(Exchange(grid, manual_clock.clock).ask([Addressed(1, order("alpha"))], 5.0))
+    answers = list(Exchange(grid, manual_clock.clock, Unsealed()).ask([Addressed(1, order("alpha"))], 5.0))
     assert codes(answers) == ["unreachable"]
     assert manual_clock.waits == []
 
@@ -175,7 +176,7 @@ def test_replayed_reply_is_dropped(world, manual_clock):
         kept.append(honest("alpha")(order_bytes))
         return kept[0]
 
-    exchange = Exchange(world.PeerGrid({1: replaying}, manual_clock), manual_clock.clock)
+    exchange = Exchange(world.PeerGrid({1: replaying}, manual_clock), manual_clock.clock, Unsealed())
     first, second = order("alpha"), order("alpha").model_copy(update={"run_id": "next"})
     assert codes(exchange.ask([Addressed(1, first)], 5.0)) == [""]
     assert codes(exchange.ask([Addressed(1, second)], 5.0)) == ["wrong-order"]
@@ -218,7 +219,7 @@ def test_whole_reply_beside_another_record_is_message_invalid(ask):
 def test_reply_to_everyone_may_name_anyone(world, manual_clock):
     grid = world.PeerGrid({1: honest("whoever")}, manual_clock)
     orders = [Addressed(1, IntroduceOrder(**{**HEADER, "recipient": "*", "sequence": 0}))]
-    (answer,) = Exchange(grid, manual_clock.clock).ask(orders, 1.0)
+    (answer,) = Exchange(grid, manual_clock.clock, Unsealed()).ask(orders, 1.0)
     assert answer.reply.merchant == "whoever"
 
 
@@ -233,4 +234,4 @@ def test_reply_that_no_one_waits_for_is_ignored(world, manual_clock):
 
     grid = Confused({1: honest("alpha"), 2: honest("beta")}, manual_clock)
     orders = [Addressed(1, order("alpha")), Addressed(2, order("beta"))]
-    assert codes(Exchange(grid, manual_clock.clock).ask(orders, 1.0)) == ["deadline", ""]
+    assert codes(Exchange(grid, manual_clock.clock, Unsealed()).ask(orders, 1.0)) == ["deadline", ""]

@@ -18,6 +18,7 @@ from hansa_server.finishing import Finishing
 from hansa_server.participants import Merchant, Run
 from hansa_server.pruning_rounds import Pruned, StageModel
 from hansa_server.run_events import CandidateJudged
+from hansa_server.seals import Unsealed
 
 pytestmark = pytest.mark.system
 ROWS = {"alpha": 400, "beta": 700, "gamma": 500}
@@ -40,9 +41,8 @@ class Finisher:
         names = {**self.shops, **(peers or {})}
         merchants = tuple(Merchant(name, i, "b", "d", rows) for i, (name, rows) in enumerate(ROWS.items()))
         grid = self.world.PeerGrid(dict(enumerate(names.values())), self.time)
-        run = Run(
-            Exchange(grid, self.time.clock), self.agreement, self.agreement.fingerprint, "run", self.events.append
-        )
+        exchange = Exchange(grid, self.time.clock, Unsealed())
+        run = Run(exchange, self.agreement, self.agreement.fingerprint, "run", self.events.append)
         finishing = Finishing(run, merchants, self.spec, "preprocessing", compress=self.files)
         return finishing.finished(self.weights if weights is None else weights, pruning)
 

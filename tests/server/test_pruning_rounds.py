@@ -16,6 +16,7 @@ from hansa_server.exchange import Exchange
 from hansa_server.participants import Merchant, Run
 from hansa_server.pruning_rounds import Pruning
 from hansa_server.run_events import ModelPruned, RoundFinished
+from hansa_server.seals import Unsealed
 
 ROWS = {"alpha": 400, "beta": 700, "gamma": 500}
 NUM_ROUNDS, SPARSITY, ROUNDS_BEFORE = 3, 0.8, 7
@@ -35,9 +36,8 @@ class Pruner:
         names = {**self.shops, **(peers or {})}
         merchants = tuple(Merchant(name, i, "b", "d", rows) for i, (name, rows) in enumerate(ROWS.items()))
         grid = self.world.PeerGrid(dict(enumerate(names.values())), self.time)
-        run = Run(
-            Exchange(grid, self.time.clock), self.agreement, self.agreement.fingerprint, "run", self.events.append
-        )
+        exchange = Exchange(grid, self.time.clock, Unsealed())
+        run = Run(exchange, self.agreement, self.agreement.fingerprint, "run", self.events.append)
         return Pruning(run, merchants, self.spec, "preprocessing", 0, ROUNDS_BEFORE).pruned(self.weights)
 
     def silent_in(self, *stages):

@@ -20,6 +20,7 @@ from hansa_server.exchange import Exchange
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import max_split_rows
 from hansa_server.rounds import PlanState, Round, draw_cohort, run_round
+from hansa_server.seals import Unsealed
 
 NUM_PARAMS = 5
 ROWS = {"alpha": 60, "beta": 110, "gamma": 70}
@@ -47,9 +48,8 @@ class Bench:
         names = [merchant.name for merchant in self.merchants]
         answering = {**self.shops, **(peers or {})}
         self.grid = self.world.PeerGrid({i: answering[name] for i, name in enumerate(names)}, self.time)
-        run = Run(
-            Exchange(self.grid, self.time.clock), self.agreement, self.agreement.fingerprint, "run", self.events.append
-        )
+        exchange = Exchange(self.grid, self.time.clock, Unsealed())
+        run = Run(exchange, self.agreement, self.agreement.fingerprint, "run", self.events.append)
         asked = Round(number, plan_index, plan, "preprocessing", state)
         return run_round(run, self.merchants if merchants is None else merchants, asked)
 
