@@ -1,0 +1,281 @@
+"""Carries the requests of a merchant's Flower node to the coordinator's gateway: a SuperNode can show no certificate.
+
+- It listens on 127.0.0.1 alone, and on Linux serves only processes of its own user.
+- It passes the requests that a node makes and no others (hansa_common.fleet_api), piece by piece, over connections
+  that are kept (gateway_link).
+- Where the gateway cannot be reached, the node is told to try again, and the log says why, once for each reason.
+
+It has the merchant's certificate and its key, and nothing of the data; requests are signed by the node with another
+key. Run as a process, `python -m hansa_client.forwarder`; it ends with its parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from hansa_client.gateway_link import GatewayLink, client_context
+from hansa_client.local_peer import user_of_peer
+from hansa_common import children
+from hansa_common.addresses import Address, parse_address
+from hansa_common.errors import HansaError, MessageError, TransportError, UsageError
+from hansa_common.fleet_api import (
+    HEALTH,
+    REFUSAL_HEADER,
+    RefusedError,
+    check_request,
+    is_last,
+    onward_request,
+    onward_response,
+)
+from hansa_common.http_heads import RequestHead, ResponseHead
+from hansa_common.http_wire import Wire
+from hansa_common.log_lines import log_to_stderr
+from hansa_common.readiness import tell_ready
+from hansa_common.stopping import stopped_by_sigterm
+
+LOOPBACK: Final = "127.0.0.1"
+IDLE_SECONDS: Final = 60.0
+PIECE_SECONDS: Final = 30.0
+MAX_CONNECTIONS: Final = 64
+_BACKLOG: Final = 16
+_OK: Final = 200
+_UNAUTHORIZED: Final = 401
+# Flower's own tolerance is five seconds for a clock that is fast, and five minutes for one that is slow.
+_CLOCK_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+REFUSALS: Final = {
+    "certificate-unknown": "the gateway does not know this certificate; ask the coordinator for a new kit",
+    "certificate-revoked": "this merchant's certificate was revoked; ask the coordinator",
+    "certificate-expired": "this merchant's certificate has expired; ask the coordinator for a new kit",
+    "other-node-key": "the node's key is not the one that was issued with the certificate; enrol again",
+    "too-many-requests": "the gateway slows this merchant down: too many requests",
+    "too-many-connections": "the gateway slows this merchant down: too many connections",
+    "too-large": "the gateway refuses a message as too large; ask the coordinator what it allows",
+    "unreachable": "the gateway answers, but the coordinator's SuperLink behind it does not",
+    "no-answer": "the gateway answers, but the coordinator's SuperLink behind it broke off",
+}
+
+
+class Diary:
+    """What is said of the gateway: each trouble once, and once that it is over. For many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._trouble = ""
+
+    def trouble(self, line: str) -> None:
+        """The gateway does not serve, and why."""
+        with self._lock:
+            if line != self._trouble:
+                self._trouble = line
+                _log.warning("%s", line)
+
+    def served(self) -> None:
+        """The gateway has served a request."""
+        with self._lock:
+            if self._trouble:
+                self._trouble = ""
+                _log.warning("the gateway serves again")
+
+
+@dataclass(frozen=True)
+class Forwarder:
+    """Serves connections of this user's processes, a thread each."""
+
+    gateway: GatewayLink
+    diary: Diary = field(default_factory=Diary)
+    _places: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_CONNECTIONS))
+
+    def serve(self, listener: socket.socket) -> None:
+        """Accept connections until an exception, such as a signal's, ends it."""
+        while True:
+            connection, _ = listener.accept()
+            if self._places.acquire(blocking=False):
+                threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
+            else:
+                connection.close()
+
+    def check(self) -> None:
+        """See that the gateway lets this merchant in, and that SuperLink answers behind it.
+
+        Raises:
+            TransportError: not so; says why and what to do.
+        """
+        request = RequestHead("GET", HEALTH, {"host": str(self.gateway.address)}, 0)
+        with closing(self.gateway.taken()) as wire:
+            response = self._answer(wire, _trouble_of(partial(_send, wire, request.to_bytes())))
+        if response.status != _OK:
+            raise TransportError(_refusal(response))
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        try:
+            with closing(connection):
+                _check_user(connection)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._converse(Wire(connection, PIECE_SECONDS))
+        except (OSError, TransportError) as error:
+            _log.info("a connection to this forwarder ended: %s", error)
+        finally:
+            self._places.release()
+
+    def _converse(self, node: Wire) -> None:
+        try:
+            goes_on = True
+            while goes_on and (head := node.read_request(IDLE_SECONDS)) is not None:
+                check_request(head)
+                goes_on = self._exchange(node, head)
+        except RefusedError as refusal:
+            self.diary.trouble(str(refusal))
+            _refuse(node, refusal)
+        except MessageError as error:
+            self.diary.trouble(f"this is no request of a node: {error}")
+            _refuse(node, RefusedError("malformed", str(error)))
+
+    def _exchange(self, node: Wire, head: RequestHead) -> bool:
+        """Serve one request; whether the node's connection may bring another."""
+        request = onward_request(head, str(self.gateway.address)).to_bytes()
+        with ExitStack() as stack:
+            wire = stack.enter_context(closing(self.gateway.taken()))
+            sending = partial(node.pass_on, request, head.content_length, partial(_send, wire))
+            response = self._answer(wire, _trouble_of(sending))
+            self._note(response)
+            goes_on = not is_last(response)
+            back = onward_response(response, {} if goes_on else {"connection": "close"}).to_bytes()
+            wire.pass_on(back, response.content_length, node.send)
+            if goes_on:
+                stack.pop_all()
+                self.gateway.give_back(wire)
+        return goes_on and not is_last(head)
+
+    def _answer(self, wire: Wire, trouble: OSError | None) -> ResponseHead:
+        # Whatever went wrong when it was sent, a gateway that refuses says why before it closes.
+        try:
+            return wire.read_response()
+        except ssl.SSLError as last:
+            raise self.gateway.unreachable(last) from trouble
+        except (OSError, TransportError) as last:
+            raise self.gateway.unreachable(trouble or last) from last
+
+    def _note(self, response: ResponseHead) -> None:
+        if REFUSAL_HEADER in response.headers or response.status == _UNAUTHORIZED:
+            self.diary.trouble(_refusal(response))
+        else:
+            self.diary.served()
+
+
+class _BrokenOffError(Exception):
+    """The gateway's end broke, not the node's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _send(wire: Wire, piece: bytes | memoryview) -> None:
+    try:
+        wire.send(piece)
+    except OSError as error:
+        raise _BrokenOffError(error) from error
+
+
+def _trouble_of(sending: Callable[[], None]) -> OSError | None:
+    """What went wrong at the gateway when a request was sent; the node's own end raises as ever."""
+    try:
+        sending()
+    except _BrokenOffError as broken:
+        return broken.error
+    return None
+
+
+def _refuse(node: Wire, refusal: RefusedError) -> None:
+    body = f"{refusal}\n".encode("ascii", "replace")
+    headers = {"content-type": "text/plain", "connection": "close"}
+    node.send_last(ResponseHead(refusal.status, headers, len(body)).to_bytes() + body)
+
+
+def _check_user(connection: socket.socket) -> None:
+    user = user_of_peer(connection)
+    if user not in {None, os.getuid()}:
+        _log.warning("user %s of this machine connected; only this forwarder's own user is served", user)
+        raise ConnectionError("not this forwarder's user")
+
+
+def _refusal(response: ResponseHead) -> str:
+    """Why a request was refused, as far as the answer tells."""
+    reason = response.headers.get(REFUSAL_HEADER)
+    if reason is not None:
+        return REFUSALS.get(reason, f"the gateway refuses a request: {reason}")
+    if response.status == _UNAUTHORIZED:
+        return f"SuperLink refuses the node's signature: {_clocks(response)}"
+    return f"SuperLink answers with status {response.status}; ask the coordinator"
+
+
+def _clocks(response: ResponseHead) -> str:
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(response.headers.get("date", ""))).total_seconds()
+    except (ValueError, TypeError):
+        ahead = 0.0
+    if abs(ahead) < _CLOCK_SECONDS:
+        return "the coordinator has not registered its key, or has taken it out"
+    return f"this machine's clock is {abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+
+
+def _listener(port: int, descriptor: int | None) -> socket.socket:
+    if descriptor is not None:
+        return socket.socket(fileno=descriptor)
+    try:
+        return socket.create_server((LOOPBACK, port), backlog=_BACKLOG)
+    except OSError as error:
+        raise UsageError(f"{LOOPBACK}:{port} cannot be used ({error.strerror}); give another --port") from error
+
+
+def command(gateway: Address, state: Path, ready: int) -> list[str]:
+    """The command line of a forwarder with the keys in the merchant's state folder."""
+    options = {"--gateway": gateway, "--state": state, "--ready": ready}
+    return [sys.executable, "-m", __name__, *(f"{name}={value}" for name, value in options.items())]
+
+
+def main(
+    gateway: Annotated[str, typer.Option(help="The coordinator's gateway.")],
+    state: Annotated[Path, typer.Option(help="The merchant's state folder, with its certificate and keys.")],
+    port: Annotated[int, typer.Option(help="Where to listen on 127.0.0.1; 0 takes a free port.")] = 0,
+    listen_fd: Annotated[int | None, typer.Option(help="A listening socket's descriptor, instead.")] = None,
+    ready: Annotated[
+        int | None, typer.Option(help="A descriptor to write the address to when the node can come.")
+    ] = None,
+) -> None:
+    """Carry a node's requests to the gateway; `hansa client start` runs this."""
+    log_to_stderr(logging.WARNING)
+    children.end_with_parent()
+    try:
+        with stopped_by_sigterm(), _listener(port, listen_fd) as listener:
+            forwarder = Forwarder(GatewayLink(parse_address(gateway), client_context(state)))
+            forwarder.check()
+            tell_ready(ready, str(Address(*listener.getsockname())))
+            forwarder.serve(listener)
+    except HansaError as error:
+        typer.echo(f"hansa: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _log.info("stopped")
+
+
+if __name__ == "__main__":
+    typer.run(main)

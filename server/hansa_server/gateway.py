@@ -1,0 +1,236 @@
+"""The one door between merchants' nodes and the coordinator's SuperLink, which listens on loopback alone.
+
+- TLS 1.3, and a certificate of this federation's CA from whoever connects; the CA's own certificate opens nothing.
+- What passes is a request that a node makes (hansa_common.fleet_api), read in a narrow grammar and written anew, with
+  the node key that was issued with the certificate (gateway_rules). The register of what was issued and revoked is
+  asked for every request (gateway_conversation).
+- Sizes, rates and connections are limited for each merchant, and apart for those who have shown no certificate yet.
+- The log has a few lines of each party in a minute; no body, key or header is in it.
+
+Run as a process, `python -m hansa_server.gateway`; it ends with its parent. What merchants say inside the messages is
+sealed, and none of the gateway's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from hansa_common import children
+from hansa_common.addresses import Address, parse_address
+from hansa_common.errors import HansaError, TransportError, UsageError
+from hansa_common.fleet_api import MAX_OBJECT_BYTES
+from hansa_common.http_wire import Wire
+from hansa_common.log_lines import Sparing, log_to_stderr
+from hansa_common.readiness import tell_ready
+from hansa_common.stopping import stopped_by_sigterm
+from hansa_server.gateway_conversation import PIECE_SECONDS, Conversation, Rules, Superlink
+from hansa_server.gateway_limits import REQUESTS_PER_SECOND, Accounts, Limits, Places
+from hansa_server.gateway_rules import Certificate, LiveRegister
+
+HANDSHAKE_SECONDS: Final = 10.0
+_BACKLOG: Final = 128
+_LAST_SECONDS: Final = 0.5
+_LAST_BYTES: Final = 1 << 16
+_MAX_LAST_PIECES: Final = 4
+_STACK_BYTES: Final = 1 << 19
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Serves connections, a thread each, while its listener is open."""
+
+    context: ssl.SSLContext
+    rules: Rules
+    strangers: Places
+
+    @classmethod
+    def of(cls, context: ssl.SSLContext, register: LiveRegister, superlink: Superlink, limits: Limits) -> Gateway:
+        """A gateway with nothing counted yet."""
+        rules = Rules(
+            register,
+            limits,
+            Accounts(limits, time.monotonic),
+            Places(limits.max_connections),
+            superlink,
+            _Refusals().tell,
+        )
+        return cls(context, rules, Places(limits.max_strangers_at_an_address, limits.max_strangers))
+
+    def serve(self, listener: socket.socket) -> None:
+        """Accept connections until an exception, such as a signal's, ends it."""
+        threading.stack_size(_STACK_BYTES)
+        while True:
+            connection, address = listener.accept()
+            threading.Thread(target=self._serve_one, args=(connection, str(address[0])), daemon=True).start()
+
+    def _serve_one(self, connection: socket.socket, address: str) -> None:
+        try:
+            with closing(connection), self.strangers.taken(address, "connections without a certificate"):
+                encrypted = self._encrypted(connection)
+        except (OSError, TransportError) as error:
+            self.rules.tell(f"{address}: not let in", str(error))
+            return
+        with closing(encrypted):
+            try:
+                certificate = Certificate.of_peer(encrypted)
+                Conversation(self.rules, Wire(encrypted, PIECE_SECONDS), certificate).hold()
+            except (OSError, TransportError) as error:
+                self.rules.tell(f"{address}: the connection broke", str(error))
+
+    def _encrypted(self, connection: socket.socket) -> ssl.SSLSocket:
+        connection.settimeout(HANDSHAKE_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        encrypted = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        try:
+            encrypted.do_handshake()
+        except OSError:
+            _end_politely(encrypted)
+            raise
+        return encrypted
+
+
+def _end_politely(connection: socket.socket) -> None:
+    # Closed at once, what the peer has sent meanwhile would wipe out the word that says why it is not let in.
+    with suppress(OSError), closing(connection):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_LAST_SECONDS)
+        for _ in range(_MAX_LAST_PIECES):
+            if not connection.recv(_LAST_BYTES):
+                return
+
+
+class _Refusals:
+    """What was refused, from all threads into one sparing log."""
+
+    def __init__(self) -> None:
+        self._saying = threading.Lock()
+        self._sparing = Sparing(_log.warning, time.monotonic)
+
+    def tell(self, subject: str, line: str) -> None:
+        with self._saying:
+            self._sparing(subject, line)
+
+
+def server_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.3 that demands a certificate of this CA, anew for every connection.
+
+    Raises:
+        UsageError: a file is not there, or is not what it should be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    # No tickets: who comes back shows its certificate again.
+    context.num_tickets = 0
+    _load(context, ca)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise UsageError(f"{certificate} and {key} are no certificate and its key ({error})") from error
+    return context
+
+
+def superlink_context(ca: Path) -> ssl.SSLContext:
+    """TLS towards SuperLink, which shows a certificate of this CA for the address it is reached at.
+
+    Raises:
+        UsageError: the file is not there, or is no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, ca)
+    return context
+
+
+def _load(context: ssl.SSLContext, ca: Path) -> None:
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:
+        raise UsageError(f"{ca} is no certificate of a CA ({error})") from error
+
+
+def _listener(listen: str, descriptor: int | None) -> socket.socket:
+    if descriptor is not None:
+        return socket.socket(fileno=descriptor)
+    address = parse_address(listen)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise UsageError(f"{address} cannot be used ({error.strerror}); give another --listen") from error
+
+
+def _on_loopback(superlink: str) -> Address:
+    address = parse_address(superlink)
+    if not address.is_loopback:
+        raise UsageError(f"{superlink} is not on this machine's loopback, where SuperLink must listen behind a gateway")
+    return address
+
+
+def command(listen: Address, superlink: Address, state: Path, ready: int, superlink_ca: Path | None) -> list[str]:
+    """The command line of a gateway with the keys and the register in the coordinator's state folder."""
+    options: dict[str, object] = {"--listen": listen, "--superlink": superlink, "--state": state, "--ready": ready}
+    if superlink_ca is not None:
+        options["--superlink-ca"] = superlink_ca
+    return [sys.executable, "-m", __name__, *(f"{name}={value}" for name, value in options.items())]
+
+
+def main(
+    superlink: Annotated[str, typer.Option(help="SuperLink, on this machine's loopback.")],
+    state: Annotated[Path, typer.Option(help="The coordinator's state: certificates, keys and what was issued.")],
+    listen: Annotated[str, typer.Option(help="Where merchants connect.")] = "0.0.0.0:8443",
+    listen_fd: Annotated[int | None, typer.Option(help="A listening socket's descriptor, instead.")] = None,
+    ready: Annotated[
+        int | None, typer.Option(help="A descriptor to write the address to when merchants can come.")
+    ] = None,
+    superlink_ca: Annotated[
+        Path | None, typer.Option(help="The CA of SuperLink's certificate, if it speaks TLS.")
+    ] = None,
+    max_object_mib: Annotated[int, typer.Option(min=1, help="The longest body of a request.")] = MAX_OBJECT_BYTES >> 20,
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections of one merchant at once.")] = 16,
+    requests_per_second: Annotated[
+        float, typer.Option(min=1.0, help="Requests of one merchant.")
+    ] = REQUESTS_PER_SECOND,
+) -> None:
+    """Stand between merchants' nodes and SuperLink; `hansa server start` runs this."""
+    log_to_stderr(logging.INFO)
+    children.end_with_parent()
+    limits = Limits(
+        max_object_bytes=max_object_mib << 20,
+        max_connections=max_connections,
+        requests_per_second=requests_per_second,
+        burst_requests=4 * requests_per_second,
+    )
+    try:
+        with stopped_by_sigterm(), _listener(listen, listen_fd) as listener:
+            gateway = Gateway.of(
+                server_context(state / "ca.crt", state / "server.crt", state / "server.key"),
+                LiveRegister(state),
+                Superlink(_on_loopback(superlink), None if superlink_ca is None else superlink_context(superlink_ca)),
+                limits,
+            )
+            tell_ready(ready, str(Address(*listener.getsockname()[:2])))
+            gateway.serve(listener)
+    except HansaError as error:
+        typer.echo(f"hansa: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _log.info("stopped")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,151 @@
+"""Greed and malice at the gateway: too long, too many, too slow. Nobody but the greedy is slowed down."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+
+from hansa_common.fleet_api import MAX_SMALL_BYTES, NODE_PATHS, PUSH_MESSAGES, PUSH_OBJECT
+from hansa_common.http_heads import MAX_HEAD_BYTES
+
+pytestmark = pytest.mark.system
+
+PULL = "/v1/fleet/pull-messages"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def is_served(federation, party, address=None) -> bool:
+    body = PullMessagesRequest(node=Node(node_id=party.node_id)).SerializeToString()
+    return federation.attacker(party, address).asks(PULL, body, party.signed()).status == 200
+
+
+def test_oversized_heads_are_refused(federation):
+    attacker = federation.attacker(federation.beta)
+    long = "a" * MAX_HEAD_BYTES
+    many = "".join(f"x{number}: 1\r\n" for number in range(100))
+    contents = [
+        f"GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n".encode(),
+        f"GET /health HTTP/1.1\r\nHost: a\r\nAccept: {long}\r\n\r\n".encode(),
+        f"GET /health HTTP/1.1\r\nHost: a\r\n{many}\r\n".encode(),
+        long.encode() * 100,
+    ]
+    assert [answer.headers["hansa-refusal"] for answer in attacker.says_all(contents)] == ["malformed"] * 4
+
+
+def test_oversized_messages_are_refused_before_they_are_sent(federation):
+    with federation.other_gateway("--max-object-mib=1") as address:
+        attacker, signed = federation.attacker(federation.beta, address), federation.beta.signed()
+        lengths = {PUSH_OBJECT: (1 << 20) + 1, PULL: MAX_SMALL_BYTES + 1, "/v1/fleet/get-run": 10**14}
+        contents = [attacker.request(target, b"", {**signed, "content-length": str(length)})
+                    for target, length in lengths.items()]  # fmt: skip
+        for answer in attacker.says_all(contents):
+            assert (answer.status, answer.headers["hansa-refusal"]) == (413, "too-large")
+        assert attacker.asks("/health", b"", {"content-length": "5"}, method="GET").status == 413
+
+
+def test_malformed_messages_harm_nobody(federation):
+    beta = federation.beta
+    attacker = federation.attacker(beta)
+    bodies = (b"", b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", b"\x0a" * 5000, b"{}")
+    contents = [attacker.request(target, body, beta.signed()) for target in sorted(NODE_PATHS) for body in bodies]
+    for content, answer in zip(contents, attacker.says_all(contents), strict=True):
+        assert 400 <= answer.status < 500, (content, answer)
+        assert answer.num_responses == 1
+    assert attacker.asks(PUSH_MESSAGES, b"\xff" * 100, beta.signed()).headers["hansa-refusal"] == "malformed"
+    assert is_served(federation, beta)
+    assert is_served(federation, federation.alpha)
+
+
+def test_flood_of_one_merchant_is_held_back_and_the_other_is_served(federation):
+    with federation.other_gateway("--requests-per-second=5") as address:
+        statuses = []
+        with federation.attacker(federation.beta, address).connected() as connection:
+            connection.sendall(HEALTH * 60)
+            received = b""
+            with contextlib.suppress(ssl.SSLError, ConnectionResetError):
+                while piece := connection.recv(65536):
+                    received += piece
+            statuses = re.findall(rb"HTTP/1.1 (\d+)", received)
+        assert statuses[-1] == b"503"
+        # A burst of four seconds' worth, and what comes by while it lasts.
+        assert 20 <= statuses.count(b"200") <= 30
+        assert b"hansa-refusal: too-many-requests" in received
+        assert is_served(federation, federation.alpha, address)
+        began = time.monotonic()
+        while not is_served(federation, federation.beta, address):
+            assert time.monotonic() - began < 10
+
+
+def test_one_merchant_takes_no_more_connections_than_it_may(federation):
+    with federation.other_gateway("--max-connections=3") as address, ExitStack() as stack:
+        attacker = federation.attacker(federation.beta, address)
+        for _ in range(3):
+            connection = stack.enter_context(attacker.connected())
+            connection.sendall(HEALTH)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert attacker.says(HEALTH).headers["hansa-refusal"] == "too-many-connections"
+        assert is_served(federation, federation.alpha, address)
+
+
+def test_one_merchant_has_no_more_bytes_on_the_way_than_it_may(federation):
+    """SuperLink holds a body whole until it is complete, so bodies that never are would fill its memory."""
+    with federation.other_gateway("--max-object-mib=1") as address, ExitStack() as stack:
+        attacker, signed = federation.attacker(federation.beta, address), federation.beta.signed()
+        head = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+        half = f"POST {PUSH_OBJECT} HTTP/1.1\r\nHost: a\r\n{head}Content-Length: {1 << 20}\r\n\r\n".encode()
+        answers = []
+        for _ in range(3):
+            connection = stack.enter_context(attacker.connected())
+            connection.sendall(half + b"a" * 1000)
+            connection.settimeout(1.0)
+            with contextlib.suppress(TimeoutError):
+                answers.append(connection.recv(1000))
+        assert len(answers) == 1
+        assert b"hansa-refusal: too-many-requests" in answers[0]
+        assert is_served(federation, federation.alpha, address)
+
+
+def test_silent_strangers_keep_nobody_out(federation):
+    with ExitStack() as stack:
+        closed = 0
+        for _ in range(60):
+            raw = stack.enter_context(socket.socket())
+            raw.bind(("127.0.0.2", 0))
+            raw.connect((federation.gateway.host, federation.gateway.port))
+            raw.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                closed += raw.recv(1) == b""
+        assert closed >= 20
+        assert is_served(federation, federation.alpha)
+
+
+def peak_memory_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
+
+def test_long_message_goes_through_in_pieces(federation):
+    pid = federation.gateway_process.process.pid
+    before = peak_memory_bytes(pid)
+    size = 96 << 20
+    answer = federation.attacker(federation.beta).asks(PUSH_OBJECT, b"\x00" * size, federation.beta.signed())
+    # SuperLink has seen all of it, and that it is no protobuf.
+    assert answer.status in range(400, 500)
+    assert "hansa-refusal" not in answer.headers
+    assert peak_memory_bytes(pid) - before < size / 4
+
+
+def test_flood_of_refusals_fills_no_log(federation):
+    before = len(federation.log())
+    attacker = federation.attacker(federation.beta)
+    attacker.says_all([b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n"] * 48)
+    assert len(federation.log()) - before < 48 * 40
