@@ -1,6 +1,7 @@
 """Carries the requests of a merchant's Flower node to the coordinator's gateway: a SuperNode can show no certificate.
 
-- It listens on 127.0.0.1 alone, and on Linux serves only processes of its own user.
+- It listens on 127.0.0.1 alone, and on Linux serves only processes of its own user, or of the node's where that is
+  another.
 - It passes the requests that a node makes and no others (hansa_common.fleet_api), piece by piece, over connections
   that are kept (gateway_link).
 - Where the gateway cannot be reached, the node is told to try again, and the log says why, once for each reason.
@@ -17,8 +18,8 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -45,10 +46,12 @@ from hansa_common.fleet_api import (
 from hansa_common.http_heads import RequestHead, ResponseHead
 from hansa_common.http_wire import Wire
 from hansa_common.log_lines import log_to_stderr
-from hansa_common.readiness import tell_ready
+from hansa_common.readiness import running_when_ready, tell_ready
 from hansa_common.stopping import stopped_by_sigterm
 
 LOOPBACK: Final = "127.0.0.1"
+LOG_NAME: Final = "forwarder.log"
+READY_SECONDS: Final = 60.0
 IDLE_SECONDS: Final = 60.0
 PIECE_SECONDS: Final = 30.0
 MAX_CONNECTIONS: Final = 64
@@ -97,9 +100,10 @@ class Diary:
 
 @dataclass(frozen=True)
 class Forwarder:
-    """Serves connections of this user's processes, a thread each."""
+    """Serves connections of one user's processes, a thread each."""
 
     gateway: GatewayLink
+    user: int
     diary: Diary = field(default_factory=Diary)
     _places: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_CONNECTIONS))
 
@@ -127,13 +131,19 @@ class Forwarder:
     def _serve_one(self, connection: socket.socket) -> None:
         try:
             with closing(connection):
-                _check_user(connection)
+                self._check_user(connection)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._converse(Wire(connection, PIECE_SECONDS))
         except (OSError, TransportError) as error:
             _log.info("a connection to this forwarder ended: %s", error)
         finally:
             self._places.release()
+
+    def _check_user(self, connection: socket.socket) -> None:
+        user = user_of_peer(connection)
+        if user not in {None, self.user}:
+            _log.warning("user %s of this machine connected; only user %s is served", user, self.user)
+            raise ConnectionError("not the user that is served")
 
     def _converse(self, node: Wire) -> None:
         try:
@@ -210,13 +220,6 @@ def _refuse(node: Wire, refusal: RefusedError) -> None:
     node.send_last(ResponseHead(refusal.status, headers, len(body)).to_bytes() + body)
 
 
-def _check_user(connection: socket.socket) -> None:
-    user = user_of_peer(connection)
-    if user not in {None, os.getuid()}:
-        _log.warning("user %s of this machine connected; only this forwarder's own user is served", user)
-        raise ConnectionError("not this forwarder's user")
-
-
 def _refusal(response: ResponseHead) -> str:
     """Why a request was refused, as far as the answer tells."""
     reason = response.headers.get(REFUSAL_HEADER)
@@ -246,10 +249,26 @@ def _listener(port: int, descriptor: int | None) -> socket.socket:
         raise UsageError(f"{LOOPBACK}:{port} cannot be used ({error.strerror}); give another --port") from error
 
 
-def command(gateway: Address, state: Path, ready: int) -> list[str]:
-    """The command line of a forwarder with the keys in the merchant's state folder."""
-    options = {"--gateway": gateway, "--state": state, "--ready": ready}
+def command(gateway: Address, state: Path, ready: int, node_uid: int | None = None) -> list[str]:
+    """The command line of a forwarder with the keys in the merchant's state folder, for a node of this user's."""
+    options: dict[str, object] = {"--gateway": gateway, "--state": state, "--ready": ready}
+    if node_uid is not None:
+        options["--node-uid"] = node_uid
     return [sys.executable, "-m", __name__, *(f"{name}={value}" for name, value in options.items())]
+
+
+@contextmanager
+def running(gateway: Address, state: Path, node_uid: int | None = None) -> Iterator[tuple[children.Child, Address]]:
+    """A forwarder while the block runs, once the gateway has let it in, and where it listens; its log is in the
+    merchant's state folder.
+
+    Raises:
+        TransportError: it could not begin; says why.
+    """
+    words = partial(command, gateway, state, node_uid=node_uid)
+    log = state / LOG_NAME
+    with running_when_ready("the forwarder", words, os.environ, seconds=READY_SECONDS, log=log) as (child, line):
+        yield child, parse_address(line)
 
 
 def main(
@@ -257,6 +276,7 @@ def main(
     state: Annotated[Path, typer.Option(help="The merchant's state folder, with its certificate and keys.")],
     port: Annotated[int, typer.Option(help="Where to listen on 127.0.0.1; 0 takes a free port.")] = 0,
     listen_fd: Annotated[int | None, typer.Option(help="A listening socket's descriptor, instead.")] = None,
+    node_uid: Annotated[int | None, typer.Option(help="The user that the node runs as, if it is another.")] = None,
     ready: Annotated[
         int | None, typer.Option(help="A descriptor to write the address to when the node can come.")
     ] = None,
@@ -266,7 +286,8 @@ def main(
     children.end_with_parent()
     try:
         with stopped_by_sigterm(), _listener(port, listen_fd) as listener:
-            forwarder = Forwarder(GatewayLink(parse_address(gateway), client_context(state)))
+            link = GatewayLink(parse_address(gateway), client_context(state))
+            forwarder = Forwarder(link, os.getuid() if node_uid is None else node_uid)
             forwarder.check()
             tell_ready(ready, str(Address(*listener.getsockname())))
             forwarder.serve(listener)

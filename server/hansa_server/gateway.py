@@ -14,13 +14,16 @@ sealed, and none of the gateway's business.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -32,12 +35,14 @@ from hansa_common.errors import HansaError, TransportError, UsageError
 from hansa_common.fleet_api import MAX_OBJECT_BYTES
 from hansa_common.http_wire import Wire
 from hansa_common.log_lines import Sparing, log_to_stderr
-from hansa_common.readiness import tell_ready
+from hansa_common.readiness import running_when_ready, tell_ready
 from hansa_common.stopping import stopped_by_sigterm
 from hansa_server.gateway_conversation import PIECE_SECONDS, Conversation, Rules, Superlink
 from hansa_server.gateway_limits import REQUESTS_PER_SECOND, Accounts, Limits, Places
 from hansa_server.gateway_rules import Certificate, LiveRegister
 
+LOG_NAME: Final = "gateway.log"
+READY_SECONDS: Final = 60.0
 HANDSHAKE_SECONDS: Final = 10.0
 _BACKLOG: Final = 128
 _LAST_SECONDS: Final = 0.5
@@ -181,12 +186,29 @@ def _on_loopback(superlink: str) -> Address:
     return address
 
 
-def command(listen: Address, superlink: Address, state: Path, ready: int, superlink_ca: Path | None) -> list[str]:
+def command(
+    listen: Address, superlink: Address, state: Path, ready: int, superlink_ca: Path | None = None
+) -> list[str]:
     """The command line of a gateway with the keys and the register in the coordinator's state folder."""
     options: dict[str, object] = {"--listen": listen, "--superlink": superlink, "--state": state, "--ready": ready}
     if superlink_ca is not None:
         options["--superlink-ca"] = superlink_ca
     return [sys.executable, "-m", __name__, *(f"{name}={value}" for name, value in options.items())]
+
+
+@contextmanager
+def running(
+    listen: Address, superlink: Address, state: Path, superlink_ca: Path | None = None
+) -> Iterator[tuple[children.Child, Address]]:
+    """A gateway while the block runs, once merchants can come, and where it listens; its log is in the state folder.
+
+    Raises:
+        TransportError: it could not begin; says why.
+    """
+    words = partial(command, listen, superlink, state, superlink_ca=superlink_ca)
+    log = state / LOG_NAME
+    with running_when_ready("the gateway", words, os.environ, seconds=READY_SECONDS, log=log) as (child, line):
+        yield child, parse_address(line)
 
 
 def main(

@@ -282,17 +282,6 @@ def started_gateway(federation: Federation, *options: str, log: str = "gateway.l
         yield child, parse_address(line)
 
 
-@contextmanager
-def started_forwarder(party: Party, address: Address, log: Path):
-    """A merchant's forwarder, and where it listens."""
-
-    def command(ready: int) -> list[str]:
-        return forwarder.command(address, party.state, ready)
-
-    with running_when_ready("the forwarder", command, os.environ, seconds=START_SECONDS, log=log) as (child, line):
-        yield child, parse_address(line)
-
-
 @pytest.fixture(scope="session")
 def running_gateway():
     return started_gateway
@@ -300,7 +289,8 @@ def running_gateway():
 
 @pytest.fixture(scope="session")
 def running_forwarder():
-    return started_forwarder
+    """A merchant's forwarder, as `hansa client start` runs it."""
+    return forwarder.running
 
 
 @pytest.fixture(scope="session")
