@@ -82,21 +82,16 @@ class ChoicesDisplay:
 
 def print_choices(choices: Choices, console: Console | None = None) -> None:
     """Print every choice in a line, and the verdict."""
-    table = Table(
-        "Zeros asked", "found", "KB", "after gzip", "PR-AUC lost, validation", "by the control",
-        "test PR-AUC / ROC-AUC", "", title_justify="left",
-    )  # fmt: skip
+    table = Table("zeros", "found", "KB", "gzip", "PR-AUC lost (95 %)", "control", "test PR / ROC-AUC", "")
     for choice in choices.tried:
-        row = (_asked(choice), *_sizes(choice), _loss(choice.loss), _loss(choice.control_loss), _areas(choice))
+        control = "-" if choice.control_loss is None else f"{choice.control_loss.estimate:.4f}"
+        row = (f"{100 * choice.sparsity:.3g} %", *_sizes(choice), _loss(choice.loss), control, _areas(choice))
         style = "bold" if choice is choices.chosen else ""
         table.add_row(*map(Text, row), Text(_outcome(choice, choices)), style=style)
     console = Console() if console is None else console
     console.print(table)
+    console.print("Lost are validation PR-AUC against the model as trained; the control had the same rounds, no masks.")
     console.print(Text(choices.verdict), soft_wrap=True)
-
-
-def _asked(choice: Choice) -> str:
-    return f"{100 * choice.sparsity:.3g} %" + ("" if choice.asked else " (searched)")
 
 
 def _sizes(choice: Choice) -> tuple[str, str, str]:
@@ -107,9 +102,8 @@ def _sizes(choice: Choice) -> tuple[str, str, str]:
 
 
 def _outcome(choice: Choice, choices: Choices) -> str:
-    if choice is choices.chosen:
-        return "chosen"
-    return "within" if choice.is_allowed else choice.finished.refusal
+    told = "chosen" if choice is choices.chosen else "within" if choice.is_allowed else "refused"
+    return told if choice.asked else f"{told}, searched"
 
 
 def _loss(interval: Interval | None) -> str:

@@ -40,10 +40,10 @@ class RowScorer:
     def small_logits(self, merchant: str, part: Part, network: bytes, preprocessing: FittedPreprocessing) -> Logits:
         """(rows,) logits of a small model, a TFLite file that this process has just made."""
         spec = self.programs.spec
-        small = TfliteNetwork(network, spec.num_dense, len(spec.embeddings), INT8_NAME)
-        # The library greets when it first computes.
+        inputs = self._inputs(merchant, part, preprocessing)
+        # The library greets.
         with native_output.kept_back():
-            return small.logits(self._inputs(merchant, part, preprocessing))
+            return TfliteNetwork(network, spec.num_dense, len(spec.embeddings), INT8_NAME).logits(inputs)
 
     def _inputs(self, merchant: str, part: Part, preprocessing: FittedPreprocessing) -> Inputs:
         rows = self._rows(merchant, part)

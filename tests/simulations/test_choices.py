@@ -154,9 +154,9 @@ def test_table_tells_every_choice_and_marks_the_chosen_and_the_refused():
     tried = choices(choice(0.0), choice(0.5, 0.002, asked=False), choice(0.8, 0.01))
     print_choices(tried, Console(file=out, width=200))
     lines = out.getvalue().splitlines()
-    assert [line for line in lines if "0 %" in line and "within" in line]
-    assert [line for line in lines if "50 % (searched)" in line and "chosen" in line]
-    assert [line for line in lines if "80 %" in line and "it loses too much" in line]
+    assert [line for line in lines if " 0 % " in line and "within" in line]
+    assert [line for line in lines if " 50 % " in line and "chosen, searched" in line]
+    assert [line for line in lines if " 80 % " in line and "refused" in line]
     assert lines[-1] == tried.verdict
 
 
