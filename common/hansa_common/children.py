@@ -73,6 +73,15 @@ def running(
             process.stdin.close()
 
 
+def how_it_ended(code: int) -> str:
+    """A child's exit code in words.
+
+    >>> how_it_ended(2), how_it_ended(-9)
+    ('ended with code 2', 'was ended by SIGKILL')
+    """
+    return f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
 def first_to_end(children: Sequence[Child]) -> Child:
     """Wait until one of the children ends, and say which."""
     ended: queue.Queue[Child] = queue.Queue()

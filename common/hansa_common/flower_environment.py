@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Final
 
-# Telemetry, the update check, and the installation of a run's dependencies before it starts.
+# Telemetry, the update check, the installation of a run's dependencies before it starts, and proxies.
 TURNED_OFF: Final = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    # They speak on this machine alone; a proxy of the machine's would be asked for that.
+    "NO_PROXY": "*",
+    "no_proxy": "*",
 }
 
 

@@ -37,6 +37,15 @@ def test_child_that_ends_without_a_line_is_an_error_that_names_its_log(tmp_path)
         pass
 
 
+def test_last_word_of_a_child_is_why_it_ended(tmp_path):
+    program = "import sys; sys.stderr.write('WARNING x\\nhansa: no such key; make one\\n'); sys.exit(2)"
+    with (
+        pytest.raises(TransportError, match=r"^no such key; make one; its log is "),
+        running_when_ready("the child", child(program), os.environ, seconds=60.0, log=tmp_path / "log"),
+    ):
+        pass
+
+
 def test_child_that_says_nothing_is_not_waited_for_without_end():
     silent = child("import sys; sys.stdin.read()")
     with (
