@@ -6,12 +6,13 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from hansa_simulations.choices import Choice, named
+from hansa_simulations.choices import Choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID, _GOOD, _WARN = "#1c2733", "#57626e", "#dfdad0", "#0b6a6c", "#a33422"
+_INK, _MUTED, _GRID, _GOOD, _WARN, _PAPER = "#1c2733", "#57626e", "#dfdad0", "#0b6a6c", "#a33422", "white"
+_RING: Final[dict[str, Any]] = {"marker": "o", "color": _GOOD, "markerfacecolor": "none", "markeredgewidth": 2}
 _DPI: Final = 150
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 10,
@@ -40,7 +41,7 @@ def choices_png(choices: Sequence[Choice], chosen: Choice | None, max_loss: floa
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(7.2, 5.0), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.subplots(), choices, chosen, max_loss)
         out = io.BytesIO()
@@ -51,62 +52,69 @@ def choices_png(choices: Sequence[Choice], chosen: Choice | None, max_loss: floa
 def _draw(axes: Axes, choices: Sequence[Choice], chosen: Choice | None, max_loss: float) -> None:
     axes.axhline(0.0, color=_MUTED, linewidth=0.8)
     axes.axhline(max_loss, color=_WARN, linewidth=1.2, linestyle="--", label=f"allowed loss, {max_loss:g}")
-    largest = max((choice.report.gzip_bytes for choice in choices if choice.report is not None), default=0)
     for choice in choices:
-        _point(axes, choice, largest, is_chosen=choice is chosen)
+        _point(axes, choice, is_chosen=choice is chosen)
     _key(axes, choices)
     float32 = next((choice.report.float32_bytes for choice in choices if choice.report is not None), None)
     beside = "" if float32 is None else f" (all weights as float32: {float32 / 1000:,.1f} KB)"
     axes.set_xlabel(f"size of the int8 file after gzip, KB{beside}")
     axes.set_ylabel("loss of PR-AUC on validation rows")
     axes.set_title("What a smaller model costs", loc="left", fontweight="bold")
-    axes.margins(x=0.12, y=0.12)
+    # Room for the names above the intervals.
+    axes.margins(x=0.08, y=0.2)
 
 
-def _point(axes: Axes, choice: Choice, largest: int, *, is_chosen: bool) -> None:
+def _point(axes: Axes, choice: Choice, *, is_chosen: bool) -> None:
     if choice.report is None or choice.loss is None:
         return
     size, loss = choice.report.gzip_bytes / 1000, choice.loss
     colour = _GOOD if choice.is_allowed else _WARN
+    fill = colour if choice.is_allowed else _PAPER
     axes.plot([size, size], [loss.low, loss.high], color=colour, linewidth=1.6, alpha=0.6)
-    axes.plot(
-        [size],
-        [loss.estimate],
-        "o",
-        color=colour,
-        markersize=7,
-        markerfacecolor=colour if choice.is_allowed else "white",
-    )
+    axes.plot([size], [loss.estimate], "o", color=colour, markersize=7, markerfacecolor=fill)
     if is_chosen:
-        axes.plot([size], [loss.estimate], "o", color=_GOOD, markersize=15, markerfacecolor="none", markeredgewidth=2)
+        axes.plot([size], [loss.estimate], **_RING, markersize=15)
     if choice.control_loss is not None:
-        axes.plot([size], [choice.control_loss.estimate], "D", color=_MUTED, markersize=5, markerfacecolor="white")
-    # The largest stands at the right edge.
-    is_rightmost = choice.report.gzip_bytes == largest
+        axes.plot([size], [choice.control_loss.estimate], "D", color=_MUTED, markersize=5, markerfacecolor=_PAPER)
+    # Upright, since choices of nearly the same size stand close.
     axes.annotate(
-        named(choice.sparsity) + (", chosen" if is_chosen else ""),
-        (size, loss.estimate),
-        (-11 if is_rightmost else 11, 6),
+        f"{100 * choice.sparsity:.3g} %" if choice.sparsity else "int8",
+        (size, loss.high),
+        (0, 9 if is_chosen else 4),
         textcoords="offset points",
-        horizontalalignment="right" if is_rightmost else "left",
+        rotation=90,
+        horizontalalignment="center",
+        verticalalignment="bottom",
         color=colour,
         fontweight="bold" if is_chosen else "normal",
     )
 
 
 def _key(axes: Axes, choices: Sequence[Choice]) -> None:
-    """What the marks mean, drawn where no choice is."""
-    marks: list[tuple[str, dict[str, Any]]] = [
-        ("within it, with 95 % interval", {"marker": "o", "color": _GOOD}),
-        ("not within it", {"marker": "o", "color": _WARN, "markerfacecolor": "white"}),
-        ("control: the same rounds, no masks", {"marker": "D", "color": _MUTED, "markerfacecolor": "white"}),
+    """What the marks mean, below the drawing."""
+    marks: list[tuple[str, dict[str, Any], bool]] = [
+        (
+            "released by the judges; 95 % interval, zeros",
+            {"marker": "o", "color": _GOOD},
+            any(choice.is_allowed for choice in choices),
+        ),
+        (
+            "the smallest of these: chosen",
+            {**_RING, "markersize": 11},
+            any(choice.is_allowed for choice in choices),
+        ),
+        (
+            "refused by them",
+            {"marker": "o", "color": _WARN, "markerfacecolor": _PAPER},
+            any(not choice.is_allowed for choice in choices),
+        ),
+        (
+            "control: the same rounds, no masks",
+            {"marker": "D", "color": _MUTED, "markerfacecolor": _PAPER},
+            any(choice.control_loss is not None for choice in choices),
+        ),
     ]
-    shown = (
-        any(choice.is_allowed for choice in choices),
-        any(not choice.is_allowed for choice in choices),
-        any(choice.control_loss is not None for choice in choices),
-    )
-    for (label, style), is_shown in zip(marks, shown, strict=True):
+    for label, style, is_shown in marks:
         if is_shown:
             axes.plot([], [], linestyle="none", label=label, **style)
-    axes.legend(loc="best", fontsize=9)
+    axes.figure.legend(loc="outside lower left", ncols=2, fontsize=9)
