@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from hansa_client.bundle_files import open_trusted
+from hansa_common import __version__
 from hansa_common.keys import public_key_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -291,6 +292,19 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+def assert_known_by_name(status, out, *, connected) -> None:
+    """The coordinator's status names every merchant, with what it said and how often it served."""
+    num_rounds = len((out / "rounds.jsonl").read_text().splitlines())
+    assert list(status["merchants"]) == list(MERCHANTS)
+    for entry in status["merchants"].values():
+        assert entry.pop("last_seen") is not None
+        assert entry == {
+            "connected": connected, "version": __version__, "agreement_approved": True, "rounds_served": num_rounds
+        }  # fmt: skip
+    assert status["unknown_nodes"] == 0
+    assert status["runs"] == [{"folder": str(out), "state": "finished", "rounds_done": num_rounds}]
+
+
 def test_processes_leave_the_same_bytes_as_the_simulation(folder):
     table = write_tables(folder)
     out, signing = folder / "run", ("--state", folder / "state" / "server")
@@ -311,7 +325,9 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         thresholds = {threshold_fetched_and_used(folder, "alpha", out)}
         again = json.loads(told("server", "deliver", out, "--server", server, *signing, "--json"))
         assert again["merchants"] == dict.fromkeys(MERCHANTS, "delivered")
+        assert_known_by_name(json.loads(told("server", "status", *signing, "--json")), out, connected=True)
         assert [merchant.stop() for merchant in merchants] == [0, 0, 0]
+        assert_known_by_name(json.loads(told("server", "status", *signing, "--json")), out, connected=False)
     wait_until_gone(folder)
 
     metrics = json.loads((out / "metrics.json").read_text())
