@@ -260,7 +260,8 @@ def test_reasons_for_which_a_reply_is_left_out_are_told_in_full():
 def test_files_of_a_run_are_those_that_a_run_writes():
     names = {
         run_folder.AGREEMENT, run_folder.AGREEMENT_TOML, run_folder.COORDINATOR, run_folder.ATTENDANCE, run_folder.ROUNDS,
-        run_folder.MODEL, run_folder.REPORT, run_folder.METRICS, run_folder.FAILURE,
+        run_folder.MODEL, run_folder.REPORT, run_folder.METRICS, run_folder.FAILURE, run_folder.CHECKPOINT,
+        run_folder.INTERRUPTION,
     }  # fmt: skip
     told = {row[0].strip("`") for row in rows(section(text_of("docs/coordinator.md"), "## What a run leaves"))}
     assert told == names

@@ -14,6 +14,7 @@ A run keeps checkpoints where the folder has been prepared. A simulation's has n
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -81,12 +82,13 @@ def _hold(stack: ExitStack, run: Path) -> None:
 def is_held(run: Path) -> bool:
     """Whether a process runs the run of this folder now."""
     try:
-        with durable_files.exclusive(run / CHECKPOINT):
-            return False
-    except UsageError:
+        with (run / CHECKPOINT / durable_files.LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
     except FileNotFoundError:
         return False
+    return False
 
 
 def save(run: Path, agreement: Agreement, state: RunState) -> None:
@@ -111,7 +113,7 @@ def save(run: Path, agreement: Agreement, state: RunState) -> None:
                 path.unlink()
     except OSError as error:
         raise RunInterruptedError(
-            f"the checkpoint in {folder} cannot be written: {error.strerror}; make room, then "
+            f"the checkpoint in {folder} cannot be written: {error.strerror}; mend that, then "
             f"`hansa server resume {run}`"
         ) from error
 

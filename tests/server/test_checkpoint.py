@@ -200,7 +200,7 @@ def test_full_disk_interrupts_the_run_and_leaves_the_last_checkpoint(run, agreem
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(RunInterruptedError, match=r"No space left on device; make room, then `hansa server resume"):
+        with pytest.raises(RunInterruptedError, match=r"No space left on device; mend that, then `hansa server resume"):
             checkpoint.save(run, agreement, state_after(2))
     assert same(checkpoint.load(run, agreement), state_after(1))
 
@@ -303,6 +303,11 @@ def test_second_process_is_refused_while_the_first_runs_the_run(run, monkeypatch
         with pytest.raises(UsageError, match="still going on in another process"), checkpoint.held(run):
             pass
     assert not checkpoint.is_held(run)
+
+
+def test_asking_whether_a_run_is_held_leaves_nothing_in_its_folder(run):
+    assert not checkpoint.is_held(run)
+    assert names(run) == set()
 
 
 def test_process_that_is_just_ending_is_waited_for(run):
