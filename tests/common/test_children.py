@@ -50,3 +50,21 @@ def test_child_notices_the_end_of_its_parent(tmp_path):
     subprocess.run([sys.executable, "-c", parent, log], check=True, capture_output=True, timeout=60)
     while "the parent has ended" not in log.read_text():
         pass
+
+
+def test_process_that_ends_with_its_parent_does_so_as_if_it_was_told_to(tmp_path):
+    script = textwrap.dedent("""
+        import signal, sys
+        from hansa_common.children import end_with_parent
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        end_with_parent()
+        print("ready", flush=True)
+        signal.pause()
+    """)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "ready\n"
+        # As when the parent is killed: the operating system closes its end.
+        child.stdin.close()
+        assert child.wait(60) == 7
