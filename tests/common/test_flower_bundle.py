@@ -1,4 +1,4 @@
-"""Flower's bundle is the same bytes for everyone who has this version, has no code in it, and is one Flower installs."""
+"""Flower's bundle: the same bytes for everyone who has this version, no code in it, and one that Flower installs."""
 
 from __future__ import annotations
 
