@@ -221,11 +221,15 @@ class Finishing:
                 f"{', '.join(judgement.refused_by)} would lose more than {allowed.max_merchant_pr_auc_loss:g} PR-AUC "
                 "on their own validation rows"
             )
-        loss = judgement.pr_auc_loss
-        if loss is None:
+        original, candidate = judgement.original, judgement.candidate
+        if original is None or candidate is None:
             return "too few merchants could judge it on validation rows"
+        loss = original.pr_auc - candidate.pr_auc
         if loss > allowed.max_pr_auc_loss:
-            return f"validation PR-AUC would fall by {loss:.4f}, allowed are {allowed.max_pr_auc_loss:g}"
+            return (
+                f"validation PR-AUC would fall by {loss:.3g}, from {original.pr_auc:.4f} to {candidate.pr_auc:.4f}; "
+                f"allowed are {allowed.max_pr_auc_loss:g}"
+            )
         return ""
 
 

@@ -144,8 +144,10 @@ def test_loss_beyond_the_agreed_one_is_not_released_and_told_with_its_figure(fin
     ready = finisher()
     finished = ready.finished(changed(ready, "beta", worse))
     assert finished.released is None
-    assert "validation PR-AUC would fall by" in finished.refusal
-    assert "0.003" in finished.refusal
+    before, after = finished.validation.original.pr_auc, finished.validation.candidate.pr_auc
+    assert finished.refusal.startswith(f"validation PR-AUC would fall by {before - after:.3g}")
+    assert finished.refusal.endswith(f"from {before:.4f} to {after:.4f}; allowed are 0.003")
+    assert ready.events[-1].line.endswith("; the float model remains")
     told = finished.to_json()
     assert not told["compression"]["released"]
     assert "compressed" not in told
