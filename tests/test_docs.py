@@ -18,6 +18,7 @@ import click
 import pytest
 
 from hansa_client import flower_node, own_figures, trainer_service
+from hansa_client.merchant_policy import MerchantPolicy, parse_policy
 from hansa_common import __version__, messages, schema, task_defaults, trust
 from hansa_common import agreement as agreed
 from hansa_common.agreement import parse_agreement
@@ -259,9 +260,9 @@ def test_reasons_for_which_a_reply_is_left_out_are_told_in_full():
 
 def test_files_of_a_run_are_those_that_a_run_writes():
     names = {
-        run_folder.AGREEMENT, run_folder.AGREEMENT_TOML, run_folder.COORDINATOR, run_folder.ATTENDANCE, run_folder.ROUNDS,
-        run_folder.MODEL, run_folder.REPORT, run_folder.METRICS, run_folder.FAILURE, run_folder.CHECKPOINT,
-        run_folder.INTERRUPTION,
+        run_folder.AGREEMENT, run_folder.AGREEMENT_TOML, run_folder.COORDINATOR, run_folder.ATTENDANCE,
+        run_folder.ROUNDS, run_folder.MODEL, run_folder.REPORT, run_folder.METRICS, run_folder.FAILURE,
+        run_folder.CHECKPOINT, run_folder.INTERRUPTION,
     }  # fmt: skip
     told = {row[0].strip("`") for row in rows(section(text_of("docs/coordinator.md"), "## What a run leaves"))}
     assert told == names
@@ -272,6 +273,11 @@ def test_files_of_a_merchants_state_are_named_as_they_are():
     assert {own_figures.OWN_METRICS_NAME, flower_node.LOG_NAME} <= told
     assert "variates" in told
     assert 'VariateStore(files.state / "variates")' in inspect.getsource(trainer_service.serve)
+
+
+def test_policy_of_the_merchants_guide_holds_and_has_every_key():
+    (policy,) = blocks(section(text_of("docs/merchant.md"), "## Say what you permit"), "text")
+    assert parse_policy(policy.encode(), "the guide").model_fields_set == set(MerchantPolicy.model_fields)
 
 
 def test_merchants_troubles_are_quoted_as_the_program_says_them():
