@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -107,9 +108,7 @@ BY_KIND = {
     "refusal": st.builds(
         Refusal,
         **REPLY,
-        code=st.sampled_from(
-            list(get_args(Refusal.model_fields["code"].annotation))
-        ),
+        code=st.sampled_from(list(get_args(Refusal.model_fields["code"].annotation))),
     ),
 }
 any_record = st.one_of(*BY_KIND.values())
