@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa_common import sealing
-from hansa_common.keys import public_key_of
 from hansa_common.errors import HansaError, MessageError, SignatureError
+from hansa_common.keys import public_key_of
 from hansa_common.messages import StatisticsOrder, decode, encode
 from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unverified
 
