@@ -344,7 +344,8 @@ def open_finished(folder: Path) -> FinishedRun:
 def _reason(folder: Path) -> str:
     told = next((name for name in (FAILURE, INTERRUPTION) if (folder / name).exists()), None)
     if told is None:
-        reason = f"the run in {folder} did not finish, and left no reason; its log may hold one"
+        where = "superlink.log in the server's state folder"
+        reason = f"the run in {folder} did not finish, and left no reason; {where} may hold one"
     else:
         reason = (folder / told).read_text(encoding="utf-8").strip()
     is_open = told != FAILURE and (folder / CHECKPOINT).is_dir()

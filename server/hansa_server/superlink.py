@@ -38,6 +38,8 @@ _HEALTH_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.1
 # What Flower itself writes into a run's log; the ServerApp's own lines are the rest.
 _FLOWER_LINE: Final = re.compile(r"^(\x1b\[\d+m)?(DEBUG|INFO|Successfully installed) ")
+# What Flower tells of a ServerApp that failed, a traceback and advice: the run's folder says why in one line.
+_FLOWER_VERDICT: Final = re.compile(r"^(\x1b\[\d+m)?ERROR .*ServerApp raised an exception")
 
 
 def is_superlink(address: Address) -> bool:
@@ -149,9 +151,8 @@ class Control:
                 raise line
             if line is None:
                 return
-            if not _FLOWER_LINE.match(line):
-                output.write(line.encode())
-                output.flush()
+            output.write(line.encode())
+            output.flush()
 
     def _listen(self, run_id: int, heard: queue.Queue[str | TransportError | None]) -> None:
         """Put the lines of a run's log into the queue, then how they ended: None, or what went wrong."""
@@ -159,12 +160,21 @@ class Control:
 
         try:
             with flower_private.control_api(str(self.server), self.token) as control:
-                for line in _lines(flower_private.run_log(control, run_id)):
+                for line in own_lines(flower_private.run_log(control, run_id)):
                     heard.put(line)
         except TransportError as error:
             heard.put(error)
         finally:
             heard.put(None)
+
+
+def own_lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Of a run's log, which comes in pieces, the lines that the run itself wrote."""
+    failed = False
+    for line in _lines(pieces):
+        failed = failed or _FLOWER_VERDICT.match(line) is not None
+        if not failed and not _FLOWER_LINE.match(line):
+            yield line
 
 
 def _lines(pieces: Iterable[str]) -> Iterator[str]:

@@ -50,6 +50,16 @@ def lines(result) -> list[str]:
     return result.stderr.strip().splitlines()
 
 
+def test_of_a_runs_log_its_own_lines_are_shown_and_no_traceback():
+    pieces = [
+        "\x1b[92mINFO \x1b[0m:      Starting\nDEBUG :      x\nshops: waiting for",
+        " 2 merchants\nround 1: ERROR is a word\n",
+        "\x1b[91mERROR \x1b[0m:     ServerApp raised an exception\nTraceback (most recent call last):\n  File\n",
+        "hansa_common.errors.RunFailedError: 0 merchants came\n\x1b[91mERROR \x1b[0m:     Exit Code: 201\n",
+    ]
+    assert list(superlink.own_lines(pieces)) == ["shops: waiting for 2 merchants\n", "round 1: ERROR is a word\n"]
+
+
 def test_flower_talks_to_nobody_and_keeps_its_files_here(tmp_path):
     environment = flower_environment(tmp_path)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
