@@ -46,23 +46,37 @@ class Approvals:
                 f"agreement {fingerprint} is not approved; read it, and approve it with `hansa client approve`"
             )
 
+    def file_of(self, fingerprint: str) -> Path:
+        """Where the approved agreement of this fingerprint is, in its canonical form.
+
+        Raises:
+            AgreementMismatchError: it is not approved.
+        """
+        self.verify(fingerprint)
+        return self._file(fingerprint)
+
     def latest(self) -> dict[str, Any] | None:
         """The values of the agreement approved last; None before the first, or where its approval was taken back.
 
         Raises:
             MerchantError: its file is not what was approved.
         """
-        try:
-            fingerprint = (self._folder / _LATEST).read_text(encoding="ascii").strip()
-            content = self._file(fingerprint).read_bytes()
-        except FileNotFoundError:
+        path = self.latest_file()
+        if path is None:
             return None
-        if hashlib.sha256(content).hexdigest() != fingerprint:
-            raise MerchantError(
-                f"{self._file(fingerprint)} is not what was approved; remove it, and approve the agreement again"
-            )
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.stem:
+            raise MerchantError(f"{path} is not what was approved; remove it, and approve the agreement again")
         values: dict[str, Any] = json.loads(content)
         return values
+
+    def latest_file(self) -> Path | None:
+        """Where the agreement approved last is; None before the first, or where its approval was taken back."""
+        try:
+            path = self._file((self._folder / _LATEST).read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            return None
+        return path if path.is_file() else None
 
     def _file(self, fingerprint: str) -> Path:
         return self._folder / f"{fingerprint}.json"

@@ -1,8 +1,10 @@
-"""The names that Flower 1.41 does not promise to keep, in one module for the merchant's room: what its node starts, and
-how often it asks. A test fails if another Flower is installed or one of the names has changed its outside.
+"""The names that Flower 1.41 does not promise to keep, in one module for the merchant's room: what its node starts, how
+often it asks, and whose key it signs with. A test fails if another Flower is installed or one of the names has changed
+its outside.
 
 Its options let a node demand a signature; they do not let it say which bundle. A node of ours takes one alone, whose
-bytes it makes itself from what is installed here (flower_bundle.py), so that nobody's signature brings in code.
+bytes it makes itself from what is installed here (flower_bundle.py), so that nobody's signature brings in code. Nor do
+they let it sign its requests without TLS of its own; ours comes as far as the forwarder, which has that.
 """
 
 # ruff: noqa: SLF001 - private names are what this module is for
@@ -11,11 +13,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal
@@ -46,9 +51,12 @@ def check_version() -> None:
         )
 
 
-def run_supernode(poll_seconds: float) -> None:
+def run_supernode(
+    poll_seconds: float, key: ec.EllipticCurvePrivateKey | None, on_connected: Callable[[], object]
+) -> None:
     """Run `flower-supernode` with this process's arguments: it asks for work at least every `poll_seconds`, and starts
-    no bundle but Hansa's own.
+    no bundle but Hansa's own. It signs its requests with `key`, or without one registers a key that it draws. Once
+    SuperLink knows it, `on_connected` is called.
 
     Raises:
         MerchantError: another Flower is installed.
@@ -56,7 +64,21 @@ def run_supernode(poll_seconds: float) -> None:
     check_version()
     start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, poll_seconds)))
     _take_nothing_but(bundle_hash(flower_bundle()))
+    _connect_with(key, on_connected)
     flower_supernode()
+
+
+def _connect_with(key: ec.EllipticCurvePrivateKey | None, on_connected: Callable[[], object]) -> None:
+    connect = start_client_internal._init_connection
+
+    @contextmanager
+    def connected(*, authentication_keys: Any, **rest: Any) -> Iterator[Any]:
+        own = authentication_keys if key is None else (key, key.public_key())
+        with connect(authentication_keys=own, **rest) as connection:
+            on_connected()
+            yield connection
+
+    start_client_internal._init_connection = connected
 
 
 def _take_nothing_but(known: str) -> None:

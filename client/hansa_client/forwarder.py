@@ -50,6 +50,7 @@ from hansa_common.readiness import running_when_ready, tell_ready
 from hansa_common.stopping import stopped_by_sigterm
 
 LOOPBACK: Final = "127.0.0.1"
+NAME: Final = "the forwarder"
 LOG_NAME: Final = "forwarder.log"
 READY_SECONDS: Final = 60.0
 IDLE_SECONDS: Final = 60.0
@@ -58,8 +59,9 @@ MAX_CONNECTIONS: Final = 64
 _BACKLOG: Final = 16
 _OK: Final = 200
 _UNAUTHORIZED: Final = 401
-# Flower's own tolerance is five seconds for a clock that is fast, and five minutes for one that is slow.
-_CLOCK_SECONDS: Final = 5.0
+# Flower's own tolerance for a clock that is fast, and for one that is slow.
+_FAST_SECONDS: Final = 5.0
+_SLOW_SECONDS: Final = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -122,11 +124,14 @@ class Forwarder:
         Raises:
             TransportError: not so; says why and what to do.
         """
-        request = RequestHead("GET", HEALTH, {"host": str(self.gateway.address)}, 0)
+        request, asked_at = RequestHead("GET", HEALTH, {"host": str(self.gateway.address)}, 0), datetime.now(UTC)
         with closing(self.gateway.taken()) as wire:
             response = self._answer(wire, _trouble_of(partial(_send, wire, request.to_bytes())))
         if response.status != _OK:
             raise TransportError(_refusal(response))
+        # However long the answer took, it told its time in between.
+        if _ahead_seconds(response, asked_at) > _FAST_SECONDS or _ahead_seconds(response) < -_SLOW_SECONDS:
+            raise TransportError(f"{_clocks(response)}, who would refuse what it signs; set the clock")
 
     def _serve_one(self, connection: socket.socket) -> None:
         try:
@@ -226,18 +231,28 @@ def _refusal(response: ResponseHead) -> str:
     if reason is not None:
         return REFUSALS.get(reason, f"the gateway refuses a request: {reason}")
     if response.status == _UNAUTHORIZED:
-        return f"SuperLink refuses the node's signature: {_clocks(response)}"
+        return f"SuperLink refuses the node's signature: {_why_unsigned(response)}"
     return f"SuperLink answers with status {response.status}; ask the coordinator"
 
 
-def _clocks(response: ResponseHead) -> str:
-    try:
-        ahead = (datetime.now(UTC) - parsedate_to_datetime(response.headers.get("date", ""))).total_seconds()
-    except (ValueError, TypeError):
-        ahead = 0.0
-    if abs(ahead) < _CLOCK_SECONDS:
+def _why_unsigned(response: ResponseHead) -> str:
+    if abs(_ahead_seconds(response)) < _FAST_SECONDS:
         return "the coordinator has not registered its key, or has taken it out"
+    return _clocks(response)
+
+
+def _clocks(response: ResponseHead) -> str:
+    ahead = _ahead_seconds(response)
     return f"this machine's clock is {abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+
+
+def _ahead_seconds(response: ResponseHead, moment: datetime | None = None) -> float:
+    """How far this machine's clock, now or at a moment, is ahead of the one that answered; 0 where that is silent."""
+    try:
+        told = parsedate_to_datetime(response.headers.get("date", ""))
+        return ((moment or datetime.now(UTC)) - told).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _listener(port: int, descriptor: int | None) -> socket.socket:
@@ -249,25 +264,45 @@ def _listener(port: int, descriptor: int | None) -> socket.socket:
         raise UsageError(f"{LOOPBACK}:{port} cannot be used ({error.strerror}); give another --port") from error
 
 
-def command(gateway: Address, state: Path, ready: int, node_uid: int | None = None) -> list[str]:
+def command(
+    gateway: Address, state: Path, ready: int, node_uid: int | None = None, listen_fd: int | None = None
+) -> list[str]:
     """The command line of a forwarder with the keys in the merchant's state folder, for a node of this user's."""
     options: dict[str, object] = {"--gateway": gateway, "--state": state, "--ready": ready}
     if node_uid is not None:
         options["--node-uid"] = node_uid
+    if listen_fd is not None:
+        options["--listen-fd"] = listen_fd
     return [sys.executable, "-m", __name__, *(f"{name}={value}" for name, value in options.items())]
 
 
+def listening() -> socket.socket:
+    """A listener for a forwarder, and for the next one if that dies: the node meets a silence, not a closed door."""
+    return socket.create_server((LOOPBACK, 0), backlog=_BACKLOG)
+
+
 @contextmanager
-def running(gateway: Address, state: Path, node_uid: int | None = None) -> Iterator[tuple[children.Child, Address]]:
-    """A forwarder while the block runs, once the gateway has let it in, and where it listens; its log is in the
-    merchant's state folder.
+def running(
+    gateway: Address,
+    state: Path,
+    node_uid: int | None = None,
+    *,
+    listener: socket.socket | None = None,
+    begun: Callable[[children.Child], object] = lambda _: None,
+) -> Iterator[tuple[children.Child, Address]]:
+    """A forwarder while the block runs, once the gateway has let it in, and where it listens, a port of its own unless
+    it is given a listener; its log is in the merchant's state folder. `begun` is as for `running_when_ready`.
 
     Raises:
         TransportError: it could not begin; says why.
     """
-    words = partial(command, gateway, state, node_uid=node_uid)
+    passed = () if listener is None else (listener.fileno(),)
+    words = partial(command, gateway, state, node_uid=node_uid, listen_fd=passed[0] if passed else None)
     log = state / LOG_NAME
-    with running_when_ready("the forwarder", words, os.environ, seconds=READY_SECONDS, log=log) as (child, line):
+    with running_when_ready(NAME, words, os.environ, seconds=READY_SECONDS, log=log, pass_fds=passed, begun=begun) as (
+        child,
+        line,
+    ):
         yield child, parse_address(line)
 
 

@@ -1,7 +1,6 @@
-"""`hansa server`: start the coordinator's SuperLink, train a model over the merchants connected to it, and deliver it.
+"""`hansa server`: serve merchants, train a model over those that are connected, and deliver it.
 
-Development mode: everything listens on this machine only, because nothing here encrypts or authenticates. Errors are
-raised: the dispatcher tells them.
+What listens where, with keys and in development, is serving.py's. Errors are raised: the dispatcher tells them.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from hansa_common.addresses import Address, loopback_address
+from hansa_common.addresses import loopback_address
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
-from hansa_common.errors import CoordinatorError, RunFailedError, TransportError
+from hansa_common.errors import CoordinatorError, RunFailedError, TransportError, UsageError
 from hansa_common.stopping import stopped_by_sigterm
-from hansa_server import checkpoint, run_folder, run_process, server_process, superlink
+from hansa_server import checkpoint, run_folder, run_process, server_process, serving, superlink
 from hansa_server.export_command import export
 from hansa_server.seals import seals_for
+from hansa_server.serving import DEVELOPMENT_ADDRESS
 from hansa_server.signing import KEY_NAME, signing_key
 from hansa_server.status_command import status
 from hansa_server.stop_command import stop
@@ -34,13 +34,16 @@ server = typer.Typer(name="server", help="Coordinate a federation.", no_args_is_
 
 @server.command()
 def start(
-    address: Annotated[str, typer.Option(help="Where to listen, on this machine.")] = "127.0.0.1:8000",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Where merchants connect.", show_default=f"as provisioned, else {DEVELOPMENT_ADDRESS}"),
+    ] = None,
     state: Annotated[Path, typer.Option(help="Where the coordinator's state is kept.")] = Path(".hansa/server"),
 ) -> None:
-    """Start the SuperLink that merchants connect to, until Ctrl-C."""
+    """Serve the merchants that were provisioned, or in development any on this machine, until Ctrl-C."""
     try:
         with stopped_by_sigterm():
-            _start(loopback_address(address), state.absolute())
+            serving.serve(state.absolute(), address, lambda line: typer.echo(f"server: {line}"))
     except KeyboardInterrupt:
         typer.echo("server: stopped")
 
@@ -49,7 +52,7 @@ def start(
 def train(
     agreement: Annotated[Path, typer.Argument(help="The agreement (TOML).")],
     out: Annotated[Path, typer.Option(help="The run's folder; must not exist yet.")],
-    server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    server: Annotated[str | None, typer.Option(help="The SuperLink.", show_default="the one of --state")] = None,
     state: Annotated[Path, typer.Option(help="Where the coordinator's signing key is kept.")] = Path(".hansa/server"),
     seed: Annotated[int | None, typer.Option(help="Another seed than the agreement's; merchants must agree.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with the results as JSON; progress to stderr.")] = False,
@@ -60,7 +63,7 @@ def train(
         agreed = agreed.with_seed(seed)
     with stopped_by_sigterm():
         key_file = _order_key(agreed, state.absolute())
-        control = superlink.Control.of(_answering(server), state.absolute())
+        control = _control(server, state.absolute())
         run_folder.create(out.absolute(), agreed, signing_key_file=key_file)
         checkpoint.prepare(out.absolute())
         _to_its_end(out, control, state.absolute(), as_json=as_json)
@@ -69,28 +72,28 @@ def train(
 @server.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of a run that did not come to its end.")],
-    server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    server: Annotated[str | None, typer.Option(help="The SuperLink.", show_default="the one of --state")] = None,
     state: Annotated[Path, typer.Option(help="Where the coordinator's signing key is kept.")] = Path(".hansa/server"),
     as_json: Annotated[bool, typer.Option("--json", help="End with the results as JSON; progress to stderr.")] = False,
 ) -> None:
     """Go on with a run that was stopped, or that a crash broke off, as if nothing had been."""
     with stopped_by_sigterm():
         if run_folder.is_unsigned(run):
-            control = superlink.Control.of(_answering(server), state.absolute())
+            control = _control(server, state.absolute())
             _close(run, run_folder.read_outcome(run), control, state.absolute(), as_json=as_json)
             return
         agreed = run_process.open_resumable(run.absolute())
         key_file = _order_key(agreed, state.absolute())
         if key_file is not None:
             run_folder.name_signing_key(run.absolute(), key_file)
-        control = superlink.Control.of(_answering(server), state.absolute())
+        control = _control(server, state.absolute())
         _to_its_end(run, control, state.absolute(), as_json=as_json)
 
 
 @server.command()
 def deliver(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
-    server: Annotated[str, typer.Option(help="The SuperLink.")] = "127.0.0.1:8000",
+    server: Annotated[str | None, typer.Option(help="The SuperLink.", show_default="the one of --state")] = None,
     state: Annotated[Path, typer.Option(help="Where the coordinator's signing key is kept.")] = Path(".hansa/server"),
     as_json: Annotated[bool, typer.Option("--json", help="End with who has it as JSON; progress to stderr.")] = False,
 ) -> None:
@@ -98,7 +101,7 @@ def deliver(
     if not run_folder.has_bundle(run):
         _sign(run, state.absolute(), err=as_json)
     with stopped_by_sigterm():
-        control = superlink.Control.of(_answering(server), state.absolute())
+        control = _control(server, state.absolute())
         consignment = _deliver(run.absolute(), control, sys.stderr if as_json else sys.stdout)
     if as_json:
         typer.echo(json.dumps({"bundle": consignment.bundle_id, "merchants": dict(consignment.words)}))
@@ -111,24 +114,26 @@ server.command()(stop)
 server.command()(export)
 
 
-def _start(address: Address, state: Path) -> None:
-    superlink.check_port_is_free(address)
-    with server_process.registered(state, address), superlink.running(address, state) as child:
-        typer.echo(f"server: SuperLink on {address}; Ctrl-C stops")
-        code = child.process.wait()
-        raise TransportError(f"SuperLink ended with code {code}; its log is {state / superlink.LOG_NAME}")
-
-
-def _answering(server: str) -> Address:
-    address = loopback_address(server)
+def _control(server: str | None, state: Path) -> superlink.Control:
+    """The way to the SuperLink that was named, or that runs with this state folder."""
+    running = server_process.find(state)
+    if server is not None:
+        address = loopback_address(server)
+    else:
+        address = loopback_address(DEVELOPMENT_ADDRESS) if running is None else running.address
     if not superlink.is_superlink(address):
         raise TransportError(f"no SuperLink answers at {address}; start one with `hansa server start`")
-    return address
+    return superlink.Control.of(address, state)
 
 
 def _order_key(agreement: Agreement, state: Path) -> Path | None:
     """Where the key is that orders are signed with, once it is seen to be the one that the agreement trusts."""
     if agreement.trust is None:
+        if serving.is_provisioned(state):
+            raise UsageError(
+                f"the agreement has no [trust], and {state} is provisioned for merchants who believe signed orders "
+                "only; train with the agreement that `hansa provision` wrote beside the kits"
+            )
         return None
     seals_for(agreement, state / KEY_NAME)
     return state / KEY_NAME

@@ -6,24 +6,35 @@ A SuperLink that `run_superlink` runs differs from Flower's in three things:
 - its Control API answers only who has the coordinator's token;
 - it holds one bundle, under the publisher's signature, and takes and starts no other, whoever asks;
 - it plans no runs for later: Flower would start those without asking for the token.
+
+Where it admits registered nodes only, none registers itself; one that died without a word may come back at once, and
+what was handed to it is told as lost, so that nobody waits for it.
 """
 
 from __future__ import annotations
 
 import hmac
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import httpx
 from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_FLWR_AID, Status
 from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest, StreamLogsRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    StreamLogsRequest,
+)
 from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
 from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
@@ -41,6 +52,8 @@ from hansa_common.errors import CoordinatorError, TransportError
 from hansa_common.flower_bundle import APP_SPEC, RUN_FOLDER_KEY, bundle_hash, flower_bundle
 
 FLOWER_VERSION: Final = "1.41.0"
+# Which nodes a SuperLink lets in: whoever comes, or those whose keys were registered.
+Admits = Literal["anyone", "registered"]
 
 
 def check_version() -> None:
@@ -60,7 +73,9 @@ def check_version() -> None:
 # The SuperLink's own process
 
 
-def run_superlink(arguments: Sequence[str], *, bundle: bytes, verifications: Mapping[str, str], token: str) -> None:
+def run_superlink(
+    arguments: Sequence[str], *, bundle: bytes, verifications: Mapping[str, str], token: str, admits: Admits
+) -> None:
     """Run `flower-superlink` with these arguments in this process, until it ends.
 
     `verifications` is what a publisher says of the bundle; `token` is what the Control API wants to see.
@@ -71,7 +86,12 @@ def run_superlink(arguments: Sequence[str], *, bundle: bytes, verifications: Map
     def create_guarded_app(config: Any, lifespan: Any) -> Any:
         config.authn_plugin = _CoordinatorAlone(token)
         app = create_app(config, lifespan)
-        _start_nothing_but(app.state.linkstate_factory.state(), Fab(bundle_hash(bundle), bundle, dict(verifications)))
+        state = app.state.linkstate_factory.state()
+        _start_nothing_but(state, Fab(bundle_hash(bundle), bundle, dict(verifications)))
+        if admits == "registered":
+            # Flower's own option wants TLS here too, which ends at the gateway.
+            app.state.enable_supernode_auth = True
+            _let_back_in(state)
         return app
 
     superlink_main.create_app = create_guarded_app
@@ -120,6 +140,33 @@ def _start_nothing_but(state: LinkState, fab: Fab) -> None:
     state.create_run = create_known_run
     # Storing our own bundle again, from what somebody sent, would take its signature off.
     state.store_app = state.store_fab = state.store_automation = refuse
+
+
+def _let_back_in(state: LinkState) -> None:
+    """Let a node that died come back before it is missed, and forget what was handed to it and not answered."""
+    handed: defaultdict[int, set[str]] = defaultdict(set)
+    lock = threading.Lock()
+    hand, answer, activate = state.get_message_ins, state.store_message_res, state.activate_node
+
+    def hand_out(node_id: int, limit: int | None, **rest: Any) -> Any:
+        messages = hand(node_id, limit, **rest)
+        with lock:
+            handed[node_id].update(str(message.metadata.message_id) for message in messages)
+        return messages
+
+    def take_answer(message: Any) -> Any:
+        with lock:
+            handed[message.metadata.src_node_id].discard(message.metadata.reply_to_message_id)
+        return answer(message)
+
+    def let_in(node_id: int, heartbeat_interval: float) -> bool:
+        with lock:
+            lost = handed.pop(node_id, set())
+        state.delete_messages(lost)
+        state.deactivate_node(node_id)
+        return bool(activate(node_id, heartbeat_interval))
+
+    state.get_message_ins, state.store_message_res, state.activate_node = hand_out, take_answer, let_in
 
 
 def _refuse() -> NoReturn:
@@ -174,6 +221,15 @@ def start_run(control: ControlHttpClient, run_folder: Path) -> int:
 def stop_run(control: ControlHttpClient, run_id: int) -> bool:
     """End a run before its time, and say whether it had not ended."""
     return bool(control.StopRun(StopRunRequest(run_id=run_id)).success)
+
+
+def register_nodes(control: ControlHttpClient, public_keys: Iterable[str]) -> int:
+    """Let the nodes with these keys (PEM) in from now on, and return how many were not known yet."""
+    known = {bytes(node.public_key) for node in control.ListNodes(ListNodesRequest()).nodes_info}
+    unknown = [key.encode() for key in public_keys if key.encode() not in known]
+    for key in unknown:
+        control.RegisterNode(RegisterNodeRequest(public_key=key))
+    return len(unknown)
 
 
 def run_log(control: ControlHttpClient, run_id: int) -> Iterator[str]:

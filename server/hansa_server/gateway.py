@@ -20,7 +20,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,7 @@ from hansa_server.gateway_conversation import PIECE_SECONDS, Conversation, Rules
 from hansa_server.gateway_limits import REQUESTS_PER_SECOND, Accounts, Limits, Places
 from hansa_server.gateway_rules import Certificate, LiveRegister
 
+NAME: Final = "the gateway"
 LOG_NAME: Final = "gateway.log"
 READY_SECONDS: Final = 60.0
 HANDSHAKE_SECONDS: Final = 10.0
@@ -168,15 +169,21 @@ def _load(context: ssl.SSLContext, ca: Path) -> None:
         raise UsageError(f"{ca} is no certificate of a CA ({error})") from error
 
 
-def _listener(listen: str, descriptor: int | None) -> socket.socket:
-    if descriptor is not None:
-        return socket.socket(fileno=descriptor)
-    address = parse_address(listen)
+def listening(address: Address) -> socket.socket:
+    """A listener for a gateway, and for the next one if that dies: merchants meet a silence, not a closed door.
+
+    Raises:
+        UsageError: the address is another's, or none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise UsageError(f"{address} cannot be used ({error.strerror}); give another --listen") from error
+        raise UsageError(f"{address} cannot be used ({error.strerror}); give another --address") from error
+
+
+def _listener(listen: str, descriptor: int | None) -> socket.socket:
+    return listening(parse_address(listen)) if descriptor is None else socket.socket(fileno=descriptor)
 
 
 def _on_loopback(superlink: str) -> Address:
@@ -187,10 +194,13 @@ def _on_loopback(superlink: str) -> Address:
 
 
 def command(
-    listen: Address, superlink: Address, state: Path, ready: int, superlink_ca: Path | None = None
+    listen: Address | socket.socket, superlink: Address, state: Path, ready: int, superlink_ca: Path | None = None
 ) -> list[str]:
-    """The command line of a gateway with the keys and the register in the coordinator's state folder."""
-    options: dict[str, object] = {"--listen": listen, "--superlink": superlink, "--state": state, "--ready": ready}
+    """The command line of a gateway with the keys and the register in the coordinator's state folder, which listens at
+    an address, or on a socket that it inherits.
+    """
+    where = ("--listen-fd", listen.fileno()) if isinstance(listen, socket.socket) else ("--listen", listen)
+    options: dict[str, object] = dict([where, ("--superlink", superlink), ("--state", state), ("--ready", ready)])
     if superlink_ca is not None:
         options["--superlink-ca"] = superlink_ca
     return [sys.executable, "-m", __name__, *(f"{name}={value}" for name, value in options.items())]
@@ -198,17 +208,24 @@ def command(
 
 @contextmanager
 def running(
-    listen: Address, superlink: Address, state: Path, superlink_ca: Path | None = None
-) -> Iterator[tuple[children.Child, Address]]:
-    """A gateway while the block runs, once merchants can come, and where it listens; its log is in the state folder.
+    listener: socket.socket, superlink: Address, state: Path, begun: Callable[[children.Child], object]
+) -> Iterator[children.Child]:
+    """A gateway on this listener while the block runs, once merchants can come; its log is in the state folder. `begun`
+    is as for `running_when_ready`.
 
     Raises:
         TransportError: it could not begin; says why.
     """
-    words = partial(command, listen, superlink, state, superlink_ca=superlink_ca)
-    log = state / LOG_NAME
-    with running_when_ready("the gateway", words, os.environ, seconds=READY_SECONDS, log=log) as (child, line):
-        yield child, parse_address(line)
+    with running_when_ready(
+        NAME,
+        partial(command, listener, superlink, state),
+        os.environ,
+        seconds=READY_SECONDS,
+        log=state / LOG_NAME,
+        pass_fds=(listener.fileno(),),
+        begun=begun,
+    ) as (child, _):
+        yield child
 
 
 def main(

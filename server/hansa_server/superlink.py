@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from hansa_common import children, durable_files
 from hansa_common.addresses import Address
@@ -29,9 +29,13 @@ from hansa_common.errors import CoordinatorError, TransportError, UsageError
 from hansa_common.flower_environment import flower_environment
 from hansa_server.signing import publisher_key
 
+if TYPE_CHECKING:
+    from hansa_server.flower_private import Admits
+
 LOG_NAME: Final = "superlink.log"
 DATABASE_NAME: Final = "state.db"
 TOKEN_NAME: Final = "control.token"  # noqa: S105 - the name of its file
+LOOPBACK: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
 _TOKEN_BYTES: Final = 32
 _HEALTH_SECONDS: Final = 2.0
@@ -55,7 +59,7 @@ def is_superlink(address: Address) -> bool:
 
 
 @contextmanager
-def running(address: Address, state: Path) -> Iterator[Child]:
+def running(address: Address, state: Path, admits: Admits = "anyone") -> Iterator[Child]:
     """A SuperLink while the block runs, once it answers; its database, token and log are in the state folder.
 
     Raises:
@@ -68,7 +72,7 @@ def running(address: Address, state: Path) -> Iterator[Child]:
     durable_files.write(state / TOKEN_NAME, secrets.token_hex(_TOKEN_BYTES).encode())
     options = ["--insecure", "--host", address.host, "--port", str(address.port)]
     log, database = state / LOG_NAME, state / DATABASE_NAME
-    program = [sys.executable, "-m", "hansa_server.guarded_superlink", str(state)]
+    program = [sys.executable, "-m", "hansa_server.guarded_superlink", str(state), admits]
     command = [*program, *options, "--database", str(database)]
     with children.running("SuperLink", command, flower_environment(state / "flower"), log=log) as child:
         _wait_until_it_answers(child.process, address, log)
@@ -119,6 +123,17 @@ class Control:
 
         with flower_private.control_api(str(self.server), self.token) as control:
             return flower_private.start_run(control, run_folder.absolute())
+
+    def register_nodes(self, public_keys: Iterable[str]) -> int:
+        """Let the nodes with these keys (PEM) in from now on, and return how many were not known yet.
+
+        Raises:
+            TransportError: SuperLink cannot be asked.
+        """
+        from hansa_server import flower_private
+
+        with flower_private.control_api(str(self.server), self.token) as control:
+            return flower_private.register_nodes(control, public_keys)
 
     def stop_run(self, run_id: int) -> None:
         """End a run before its time; it is no error if it has ended.
@@ -185,6 +200,13 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
         yield from (f"{line}\n" for line in whole)
     if begun:
         yield begun
+
+
+def free_address() -> Address:
+    """An address of this machine alone that is free now."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return Address(LOOPBACK, int(listener.getsockname()[1]))
 
 
 def check_port_is_free(address: Address) -> None:

@@ -244,8 +244,9 @@ def hansa_rounds(folder: Path, num_rounds: int) -> RoundWatch:
         wait_until(lambda: superlink.is_superlink(server), stack.enter_context(started(words, environment, log)), log)
         clients = {}
         for name in MERCHANTS:
-            words = [*HANSA, "client", "start", str(agreement), str(folder / f"{name}.csv"), "--merchant", name]
-            words += ["--server", str(server), "--state", str(folder / "state" / name)]
+            words = [*HANSA, "client", "start", "--development", "--agreement", str(agreement), "--merchant", name]
+            words += ["--data", str(folder / f"{name}.csv"), "--server", str(server)]
+            words += ["--state", str(folder / "state" / name)]
             log = folder / f"{name}.log"
             clients[log] = stack.enter_context(started(words, environment, log))
         for log, client in clients.items():

@@ -13,13 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from hansa_client.approvals import Approvals
 from hansa_client.flower_node import command, environment
 from hansa_common import children
 from hansa_common.addresses import Address
-from hansa_common.agreement import parse_agreement
-from hansa_common.keys import make_signing_key, public_key_of
-from hansa_common.trust import Trust
 
 AGREEMENT = """
 task = "fraud"
@@ -40,18 +36,27 @@ def files(tmp_path) -> dict[str, str]:
     (tmp_path / "agreement.toml").write_text(AGREEMENT)
     (tmp_path / "rows.csv").write_text("amount,fraud\n0.5,1\n")
     return {
-        "agreement": str(tmp_path / "agreement.toml"),
-        "data": str(tmp_path / "rows.csv"),
+        "--agreement": str(tmp_path / "agreement.toml"),
+        "--data": str(tmp_path / "rows.csv"),
         "--merchant": "alpha",
         "--state": str(tmp_path / "state"),
     }
 
 
 @pytest.fixture
-def refused(hansa):
+def started(hansa):
+    """What `hansa client start` says in development with these options."""
+
+    def start(files: dict[str, str]):
+        return hansa("client", "start", "--development", *(word for option in files.items() for word in option))
+
+    return start
+
+
+@pytest.fixture
+def refused(started):
     def refuse(files: dict[str, str], exit_code: int, *words: str) -> None:
-        options = [word for name, value in files.items() if name.startswith("--") for word in (name, value)]
-        result = hansa("client", "start", files["agreement"], files["data"], *options)
+        result = started(files)
         assert result.exit_code == exit_code, result.stderr
         (line,) = result.stderr.strip().splitlines()
         for word in words:
@@ -62,11 +67,11 @@ def refused(hansa):
 
 
 def test_missing_agreement(refused, files):
-    refused({**files, "agreement": "nowhere.toml"}, 2, "nowhere.toml", "cannot be read")
+    refused({**files, "--agreement": "nowhere.toml"}, 2, "nowhere.toml", "cannot be read")
 
 
 def test_missing_table(refused, files):
-    refused({**files, "data": "nowhere.csv"}, 2, "nowhere.csv")
+    refused({**files, "--data": "nowhere.csv"}, 2, "nowhere.csv")
 
 
 def test_merchant_outside_the_roster(refused, files):
@@ -84,13 +89,11 @@ def test_address_that_is_none(refused, files, server):
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
-def test_state_folder_that_others_can_open_is_refused_before_a_process_is_started(hansa, files, mode):
+def test_state_folder_that_others_can_open_is_refused_before_a_process_is_started(started, files, mode):
     Path(files["--state"]).mkdir()
     Path(files["--state"]).chmod(mode)
     with socket.create_server(("127.0.0.1", 0)) as coordinator:
-        server = f"127.0.0.1:{coordinator.getsockname()[1]}"
-        options = ["--merchant", "alpha", "--state", files["--state"], "--server", server]
-        result = hansa("client", "start", files["agreement"], files["data"], *options)
+        result = started({**files, "--server": f"127.0.0.1:{coordinator.getsockname()[1]}"})
     assert result.exit_code == 2, result.stderr
     assert "chmod 700" in result.stderr
     assert not list(Path(files["--state"]).iterdir())
@@ -105,7 +108,7 @@ def test_coordinator_that_is_not_there(refused, files):
 
 def test_hash_key_that_is_not_the_agreed_one(refused, files, tmp_path):
     (tmp_path / "key").write_text("00" * 32)
-    Path(files["agreement"]).write_text(AGREEMENT + f'hash_key_id = "{"1" * 64}"\n')
+    Path(files["--agreement"]).write_text(AGREEMENT + f'hash_key_id = "{"1" * 64}"\n')
     refused(files, 2, "--hash-key")
     refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "not the key")
     (tmp_path / "key").write_text("not hexadecimal")
@@ -119,29 +122,21 @@ def test_policy_that_does_not_hold_and_one_that_is_not_there(refused, files, tmp
     refused({**files, "--policy": str(policy)}, 2, "mine.toml", "did you mean 'max_rounds'")
 
 
-def test_agreement_with_trust_starts_only_once_it_is_approved_and_with_the_key_that_it_names(hansa, files, tmp_path):
-    state = Path(files["--state"])
-    state.mkdir(mode=0o700)
-    key = public_key_of(make_signing_key(state / "identity.key"))
-    trust = Trust(coordinator="a" * 64, merchants={"alpha": key, "beta": "b" * 64})
-    merchants = "".join(f'{name} = "{known}"\n' for name, known in trust.merchants.items())
-    text = f'{AGREEMENT}[trust]\ncoordinator = "{trust.coordinator}"\n[trust.merchants]\n{merchants}'
-    Path(files["agreement"]).write_text(text)
-    words = ["client", "start", files["agreement"], files["data"], "--state", state, "--merchant"]
-    refused = hansa(*words, "alpha")
-    assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "is not approved" in refused.stderr
-    Approvals(state).approve(parse_agreement(text, "the test"))
-    assert "the agreement names" in hansa(*words, "beta").stderr
-    # Past these checks, at a coordinator that is not there.
-    assert "nothing answers at" in hansa(*words, "alpha", "--server", "127.0.0.1:9").stderr
+def test_development_is_not_for_an_agreement_that_names_keys(refused, files):
+    trust = f'[trust]\ncoordinator = "{"a" * 64}"\n[trust.merchants]\nalpha = "{"b" * 64}"\nbeta = "{"c" * 64}"\n'
+    Path(files["--agreement"]).write_text(AGREEMENT + trust)
+    refused(files, 2, "[trust]", "without --development")
 
 
-def test_policy_that_this_agreement_will_meet_is_told(hansa, files):
+@pytest.mark.parametrize("missing", ["--agreement", "--merchant"])
+def test_development_needs_a_name_and_an_agreement(refused, files, missing):
+    refused({name: value for name, value in files.items() if name != missing}, 2, "--agreement FILE", "--merchant NAME")
+
+
+def test_policy_that_this_agreement_will_meet_is_told(started, files):
     Path(files["--state"]).mkdir(mode=0o700)
     (Path(files["--state"]) / "merchant.toml").write_text("min_cohort = 9\n")
-    words = ["client", "start", files["agreement"], files["data"], "--state", files["--state"], "--merchant", "alpha"]
-    told = hansa(*words, "--server", "127.0.0.1:9")
+    told = started({**files, "--server": "127.0.0.1:9"})
     assert "alpha: the agreement asks for cohorts of 2, merchant.toml has min_cohort = 9" in told.stdout
 
 
@@ -214,5 +209,5 @@ def test_child_ends_when_its_parent_is_killed(tmp_path):
 
 def test_hashed_categories_without_an_agreed_key(refused, files):
     hashed = '[[features]]\nkind = "categorical"\nname = "device"\nhash_buckets = 16\n[privacy]\n'
-    Path(files["agreement"]).write_text(AGREEMENT.replace("[privacy]\n", hashed))
+    Path(files["--agreement"]).write_text(AGREEMENT.replace("[privacy]\n", hashed))
     refused(files, 2, "device", "hash_key_id", "--hash-key")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ from types import SimpleNamespace
 import flwr
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 
 from hansa_client import flower_private
 from hansa_common import __version__
@@ -100,6 +102,28 @@ def test_what_is_started_and_from_where_is_not_the_coordinators_to_say(node):
     assert run.run_id == hostile.run_id
 
 
+# Whose key it signs with
+
+
+@pytest.mark.parametrize("key", [None, ec.generate_private_key(ec.SECP384R1())], ids=["none", "the merchant's"])
+def test_requests_are_signed_with_the_key_that_the_node_was_given_and_being_known_is_told(monkeypatch, key):
+    told, given = [], {}
+
+    @contextmanager
+    def connect(**options):
+        given.update(options)
+        told.append("asked")
+        yield "a connection"
+
+    monkeypatch.setattr(start_client_internal, "_init_connection", connect)
+    flower_private._connect_with(key, lambda: told.append("known"))
+    options = {"server_address": "127.0.0.1:1", "insecure": True, "authentication_keys": None}
+    with start_client_internal._init_connection(**options) as connection:
+        assert (connection, told) == ("a connection", ["asked", "known"])
+    expected = None if key is None else (key, key.public_key())
+    assert given == {**options, "authentication_keys": expected}
+
+
 # What this hangs on
 
 
@@ -110,7 +134,7 @@ def test_flower_is_the_version_that_the_names_were_read_in():
 def test_another_flower_is_refused_before_a_node_starts(monkeypatch):
     monkeypatch.setattr(flower_private, "version", lambda _: "1.42.0")
     with pytest.raises(MerchantError, match=re.escape("flwr==1.41.0")):
-        flower_private.run_supernode(0.5)
+        flower_private.run_supernode(0.5, None, lambda: None)
 
 
 def test_node_looks_at_a_bundle_through_the_names_that_are_replaced():
@@ -131,6 +155,17 @@ def test_node_calls_them_by_name_in_its_own_loop():
     assert "get_run=get_run" in loop
     assert "time.sleep(3)" in loop
     assert "start_client_internal(\n" in inspect.getsource(flower_private.flower_supernode)
+
+
+def test_node_connects_by_name_with_the_keys_that_are_replaced_and_registers_itself_only_without():
+    loop = inspect.getsource(start_client_internal.start_client_internal)
+    call = loop.partition("with _init_connection(\n")[2].partition(") as conn:")[0]
+    assert "authentication_keys=authentication_keys," in call
+    # Otherwise what takes its place would not get them by name.
+    assert all("=" in line for line in call.strip().splitlines())
+    connection = inspect.getsource(fleet_http_connection.http_request_response)
+    assert "self_registered = authentication_keys is None" in connection
+    assert "NodeAuthHttpInterceptor(private_key, public_key)" in connection
 
 
 def test_run_is_a_dataclass_with_the_names_that_are_set():

@@ -35,8 +35,9 @@ def test_who_is_not_root_is_told_that_it_takes_root(monkeypatch):
 
 
 def test_command_refuses_it_before_anything_is_started(hansa, tmp_path):
-    words = ("--merchant", "alder", "--state", tmp_path / "state", "--node-user", "root")
-    result = hansa("client", "start", tmp_path / "agreement.toml", tmp_path / "rows.csv", *words)
+    words = ("--development", "--agreement", tmp_path / "agreement.toml", "--data", tmp_path / "rows.csv")
+    more = ("--merchant", "alder", "--state", tmp_path / "state", "--node-user", "root")
+    result = hansa("client", "start", *words, *more)
     assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
     assert len(result.stderr.strip().splitlines()) == 1
 

@@ -99,7 +99,8 @@ class Federation:
             listener.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
         self.start_server()
-        files = {name: (folder / "agreement.toml", folder / f"{name}.csv") for name in MERCHANTS}
+        agreed = ("--development", "--agreement", folder / "agreement.toml")
+        files = {name: (*agreed, "--data", folder / f"{name}.csv") for name in MERCHANTS}
         options = {name: ("--merchant", name, "--state", folder / "state" / name) for name in MERCHANTS}
         self.merchants = [
             stack.enter_context(Command("client", "start", *files[name], *options[name], "--server", self.address))

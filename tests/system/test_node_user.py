@@ -146,7 +146,8 @@ def merchant(python: Path, place: Path, server):
     table.write_text("\n".join(["amount,fraud", f"{SECRET},1", *rows]) + "\n")
     table.chmod(0o600)
     (place / "agreement.toml").write_text(AGREEMENT)
-    words = [place / "agreement.toml", table, "--merchant", "alder", "--server", server, "--state", place / "state"]
+    words = ["--development", "--agreement", place / "agreement.toml", "--data", table]
+    words += ["--merchant", "alder", "--server", server, "--state", place / "state"]
     command = [python, "-c", "from hansa_common.cli import main; main()", "client", "start", *words]
     with subprocess.Popen(
         [*map(str, command), "--node-user", NOBODY], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

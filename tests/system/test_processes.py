@@ -159,9 +159,9 @@ def command(*words: object) -> Iterator[Command]:
 
 @contextmanager
 def merchant_process(folder: Path, merchant: str, server: str) -> Iterator[Command]:
-    files = (folder / "agreement.toml", folder / f"{merchant}.csv")
+    files = ("--agreement", folder / "agreement.toml", "--data", folder / f"{merchant}.csv")
     options = ("--merchant", merchant, "--server", server, "--state", folder / "state" / merchant)
-    with command("client", "start", *files, *options) as started:
+    with command("client", "start", "--development", *files, *options) as started:
         yield started
 
 

@@ -1,0 +1,101 @@
+"""`hansa client start`: a merchant's side of a federation, one command for all its processes.
+
+An enrolled merchant names its table; its name, its keys and the coordinator's address are in its state folder, and the
+agreement is the one that it approved. Development is one machine without keys: it must be asked for, and the
+coordinator must be on this machine, because nothing then encrypts or authenticates the way to it.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from hansa_client.node_user import NodeUser
+from hansa_client.participation import DEVELOPMENT_SERVER, Given, Participation, enrolled, in_development
+from hansa_client.state_folders import STATES, state_folder
+from hansa_common.addresses import Address, loopback_address
+from hansa_common.errors import TransportError, UsageError
+from hansa_common.readiness import EndedEarlyError
+from hansa_common.stopping import stopped_by_sigterm
+
+CONNECT_SECONDS: Final = 5.0
+
+
+def start(
+    data: Annotated[Path, typer.Option(help="This merchant's table: CSV, gzip CSV or Parquet.")],
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Where this merchant has enrolled.", show_default="the one merchant's in .hansa"),
+    ] = None,
+    agreement: Annotated[
+        Path | None,
+        typer.Option(help="Another agreement (TOML) that is approved.", show_default="the one approved last"),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="What this merchant permits beyond the agreement (TOML).", show_default="STATE/merchant.toml"
+        ),
+    ] = None,
+    hash_key: Annotated[
+        Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")
+    ] = None,
+    node_user: Annotated[
+        str | None, typer.Option(help="The user of this machine to run Flower's node as; for root.")
+    ] = None,
+    development: Annotated[
+        bool, typer.Option("--development", help="Without keys, on this machine alone; never for real data.")
+    ] = False,
+    merchant: Annotated[str | None, typer.Option(help="With --development: this merchant's name.")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="With --development: the SuperLink.", show_default=DEVELOPMENT_SERVER)
+    ] = None,
+) -> None:
+    """Serve this merchant's trainer to the coordinator, until Ctrl-C."""
+    user = None if node_user is None else NodeUser.named(node_user)
+    if development:
+        folder = state or STATES / (merchant or "")
+        taking_part = in_development(
+            Given(data, folder, agreement, hash_key, policy), merchant, loopback_address(server or DEVELOPMENT_SERVER)
+        )
+    elif merchant is not None or server is not None:
+        raise UsageError("--merchant and --server are for --development; an enrolled merchant has both in its kit")
+    else:
+        taking_part = enrolled(Given(data, state_folder(state), agreement, hash_key, policy), datetime.now(UTC))
+    _start(taking_part, user)
+
+
+def _start(taking_part: Participation, user: NodeUser | None) -> None:
+    # Late: gRPC and certificates are imported with it.
+    from hansa_client import merchant_processes
+
+    def tell(line: str) -> None:
+        typer.echo(f"{taking_part.merchant}: {line}")
+
+    for line in taking_part.check():
+        tell(f"{line}; such orders will be refused")
+    if taking_part.enrolment is None:
+        _check_reachable(taking_part.coordinator)
+    try:
+        with stopped_by_sigterm():
+            merchant_processes.run(taking_part, user, tell)
+    except KeyboardInterrupt:
+        tell("stopped")
+    except EndedEarlyError as error:
+        if error.log is not None or error.ended_with < 0:
+            raise
+        # It has told why itself.
+        raise typer.Exit(error.ended_with or 1) from None
+
+
+def _check_reachable(server: Address) -> None:
+    try:
+        socket.create_connection((server.host, server.port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise TransportError(
+            f"nothing answers at {server} ({error.strerror or error}); start the coordinator with `hansa server start`"
+        ) from error
