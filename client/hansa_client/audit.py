@@ -142,10 +142,17 @@ class Audit:
         try:
             if os.fstat(descriptor).st_size != num_bytes:
                 raise MerchantError(f"{path} was changed while it is in use; nothing leaves before it is put back")
-            if os.write(descriptor, line) < len(line):
+            try:
+                is_whole = os.write(descriptor, line) == len(line)
+                os.fsync(descriptor)
+            except OSError as error:
+                os.ftruncate(descriptor, num_bytes)
+                raise MerchantError(
+                    f"{path} cannot be written ({error.strerror}); nothing leaves that is not noted there"
+                ) from error
+            if not is_whole:
                 os.ftruncate(descriptor, num_bytes)
                 raise MerchantError(f"the disk with {path} is full; nothing leaves that is not noted there")
-            os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if is_first:

@@ -8,7 +8,9 @@ out    one record of the kind asked for (departures.py), within the policy -> ke
 - Nothing is computed for an order that any of these refuses; what cannot be noted does not leave, but for a refusal.
 - An order is obeyed once; asked again, the merchant gives the answer that it gave, refusals among them.
 - A failure leaves as a code, its text stays in this merchant's log; an answer always comes, and nothing is raised.
-- One order at a time; a second waits a little and is then refused as busy.
+- One order at a time, in the order they came; a few wait for their turn (turns.py), more are refused as busy.
+- Work stops at its deadline, and when who asked has gone (halting.py); then the order is obeyed if it is asked again.
+  Work that does not stop ends the process, and the order is refused from then on (watchdog.py).
 
 It is the same object in a simulation, where nothing is signed and nothing kept, and in a merchant's own process.
 """
@@ -16,10 +18,9 @@ It is the same object in a simulation, where nothing is signed and nothing kept,
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Protocol, Self, get_args
@@ -27,17 +28,20 @@ from typing import Any, Final, Protocol, Self, get_args
 from hansa_client.approvals import Approvals
 from hansa_client.audit import AUDIT_NAME, Audit, Decision
 from hansa_client.departures import check_departure
+from hansa_client.halting import Halt
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.merchant_policy import MerchantPolicy
 from hansa_client.order_log import ORDERS_NAME, OrderLog
 from hansa_client.policy import Policy
 from hansa_client.seals import Seals, Unsealed, seals_for
+from hansa_client.turns import Turns
+from hansa_client.watchdog import STACKS_NAME, Watchdog
 from hansa_common.agreement import Agreement
-from hansa_common.errors import BusyError, HansaError, MessageError, PolicyError, UsageError
+from hansa_common.errors import HansaError, MessageError, PolicyError, UsageError
 from hansa_common.messages import IntroduceOrder, Order, Refusal, RoundOrder, decode, encode, message_hash
 from hansa_common.sealing import unverified
 
-BUSY_AFTER_SECONDS: Final = 5.0
+MAX_WAITING: Final = 2
 _CODES: Final = get_args(Refusal.model_fields["code"].annotation)
 
 _log = logging.getLogger(__name__)
@@ -46,8 +50,8 @@ _log = logging.getLogger(__name__)
 class Worker(Protocol):
     """Who does what a permitted order asks."""
 
-    def work(self, order: Order, order_hash: str, received: float) -> bytes:
-        """The encoded reply to an order that came at `received`, in seconds of time.monotonic().
+    def work(self, order: Order, order_hash: str, halt: Halt) -> bytes:
+        """The encoded reply to an order; asks `halt` between two chunks of work.
 
         Raises:
             HansaError: it cannot be done, or not in time.
@@ -58,7 +62,8 @@ class Worker(Protocol):
 @dataclass(frozen=True)
 class Boundary:
     """What stands between the coordinator and one merchant's trainer. `approvals` is None where starting with the
-    agreement's file is the approval; `is_stopping` says that this process is about to end.
+    agreement's file is the approval; `is_stopping` says that this process is about to end. `watching` is a Watchdog's,
+    or nobody's.
     """
 
     agreed: Policy
@@ -69,6 +74,7 @@ class Boundary:
     audit: Audit = field(default_factory=Audit)
     clock: Callable[[], datetime] = datetime.now
     is_stopping: Callable[[], bool] = lambda: False
+    watching: Callable[[float, Callable[[], object]], AbstractContextManager[None]] = lambda *_: nullcontext()
 
     @classmethod
     def in_process(cls, agreement: Agreement, merchant: str) -> Self:
@@ -94,6 +100,7 @@ class Boundary:
             log=OrderLog(files.state / ORDERS_NAME),
             audit=Audit(files.state / AUDIT_NAME),
             is_stopping=is_stopping,
+            watching=Watchdog(files.state / STACKS_NAME).watching,
         )
 
     def permitted(self, order: Order) -> MerchantPolicy:
@@ -111,6 +118,22 @@ class Boundary:
             raise PolicyError(str(error)) from error
         own.verify(order, self.agreed.agreement, self.clock().time())
         return own
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An order as it came, when that was, and what the audit says of it; `is_cancelled` says that nobody waits for its
+    answer any more, or that this process is about to end.
+    """
+
+    sealed: bytes
+    received: float
+    is_cancelled: Callable[[], bool]
+    facts: dict[str, Any]
+
+    @property
+    def order_hash(self) -> str:
+        return str(self.facts["order"])
 
 
 @dataclass(frozen=True)
@@ -135,82 +158,91 @@ class GuardedTrainer:
         self._worker = worker
         self._boundary = boundary
         self._merchant = boundary.agreed.merchant
-        self._turn = threading.Lock()
+        self._turns = Turns(MAX_WAITING)
 
-    def answer(self, order: bytes) -> bytes:
-        """Do what a permitted order asks, or refuse with a code. Never raises."""
-        received = time.monotonic()
-        message = unverified(order)
-        facts: dict[str, Any] = {"order": message_hash(message)}
-        answer = self._attempt(facts["order"], lambda: self._answer_in_turn(order, facts, received))
-        left = self._attempt(facts["order"], lambda: self._noted(answer, facts))
+    def answer(self, order: bytes, has_gone: Callable[[], bool] = lambda: False) -> bytes:
+        """Do what a permitted order asks, or refuse with a code; `has_gone` says that nobody waits for the answer any
+        more. Never raises.
+        """
+        facts = {"order": message_hash(unverified(order))}
+        asked = _Asked(order, time.monotonic(), lambda: has_gone() or self._boundary.is_stopping(), facts)
+        answer = self._attempt(asked, lambda: self._answer_in_turn(asked))
+        left = self._attempt(asked, lambda: self._noted(answer, asked))
         return self._boundary.seals.close_reply(left.message)
 
-    def _answer_in_turn(self, sealed: bytes, facts: dict[str, Any], received: float) -> _Answer:
-        with self._in_turn():
-            order = self._opened(sealed, facts)
+    def _answer_in_turn(self, asked: _Asked) -> _Answer:
+        with self._turns.taken(asked.is_cancelled):
+            order = self._opened(asked)
             own = self._boundary.permitted(order)
-            log, order_hash = self._boundary.log, facts["order"]
+            log = self._boundary.log
             if isinstance(order, IntroduceOrder):
                 log.begin(order.run_id)
-                return self._worked(order, order_hash, received, own)
-            stored = log.take(order, order_hash)
+                return self._worked(asked, order, own)
+            stored = log.take(order, asked.order_hash)
             if stored is not None:
                 return _Answer(stored, "stored")
-            answer = self._worked(order, order_hash, received, own)
-            # What was refused only because this process ends is to be obeyed by the next.
-            if answer.decision == "answered" or not self._boundary.is_stopping():
-                log.keep(order_hash, answer.message)
+            answer = self._worked(asked, order, own)
+            # What was refused only because this process ends, or nobody waited, is to be obeyed the next time.
+            if answer.decision == "answered" or not asked.is_cancelled():
+                log.keep(asked.order_hash, answer.message)
             return answer
 
-    def _opened(self, sealed: bytes, facts: dict[str, Any]) -> Order:
-        """The order, with its facts; noted whether or not it can be opened."""
+    def _opened(self, asked: _Asked) -> Order:
+        """The order; noted, with its facts, whether or not it can be opened."""
+        facts, num_bytes = asked.facts, len(asked.sealed)
         try:
-            order = decode(self._boundary.seals.open_order(sealed))
+            order = decode(self._boundary.seals.open_order(asked.sealed))
             if not isinstance(order, Order):
                 raise MessageError(f"{order.KIND} is not an order")
             facts |= {"run": order.run_id, "sequence": order.sequence}
             facts |= {"round": order.round} if isinstance(order, RoundOrder) else {}
         except HansaError:
-            self._boundary.audit.asked(**facts, num_bytes=len(sealed))
+            self._boundary.audit.asked(**facts, num_bytes=num_bytes)
             raise
-        self._boundary.audit.asked(**facts, kind=order.KIND, num_bytes=len(sealed))
+        self._boundary.audit.asked(**facts, kind=order.KIND, num_bytes=num_bytes)
         return order
 
-    def _worked(self, order: Order, order_hash: str, received: float, own: MerchantPolicy) -> _Answer:
+    def _worked(self, asked: _Asked, order: Order, own: MerchantPolicy) -> _Answer:
+        halt = Halt(asked.received + order.deadline_seconds, asked.is_cancelled)
+
         def work() -> _Answer:
-            message = self._worker.work(order, order_hash, received)
+            message = self._worker.work(order, asked.order_hash, halt)
             agreement = self._boundary.agreed.agreement
-            own.verify_reply(check_departure(message, order, order_hash, self._merchant, agreement))
+            own.verify_reply(check_departure(message, order, asked.order_hash, self._merchant, agreement))
             return _Answer(message, "answered")
 
-        return self._attempt(order_hash, work)
+        with self._boundary.watching(halt.deadline - time.monotonic(), lambda: self._give_up(asked, order)):
+            return self._attempt(asked, work)
 
-    def _noted(self, answer: _Answer, facts: dict[str, Any]) -> _Answer:
+    def _give_up(self, asked: _Asked, order: Order) -> None:
+        """Refuse for good what this process is about to end for."""
+        answer = self._refused(asked, "failed", "its work hung, and the trainer was ended")
+        if not isinstance(order, IntroduceOrder):
+            self._boundary.log.keep(asked.order_hash, answer.message)
+        self._noted(answer, asked)
+
+    def _noted(self, answer: _Answer, asked: _Asked) -> _Answer:
         told = {"reply": message_hash(answer.message), "num_bytes": len(answer.message)}
-        self._boundary.audit.answered(answer.decision, code=answer.code, reason=answer.reason, **facts, **told)
+        self._boundary.audit.answered(answer.decision, code=answer.code, reason=answer.reason, **asked.facts, **told)
         return answer
 
-    def _attempt(self, order_hash: str, action: Callable[[], _Answer]) -> _Answer:
+    def _attempt(self, asked: _Asked, action: Callable[[], _Answer]) -> _Answer:
         """What the action comes to, or its failure as a refusal."""
         code, reason = "failed", ""
         try:
             return action()
         except HansaError as error:
-            _log.error("%s refuses order %s: %s", self._merchant, order_hash[:12], error)
+            _log.error("%s refuses order %s: %s", self._merchant, asked.order_hash[:12], error)
             code = error.code if error.code in _CODES else "failed"
             # What other errors say can hold a row.
             reason = str(error) if isinstance(error, PolicyError | MessageError) else ""
+        except OSError as error:
+            # A full disk, mostly: what was to be on it before the answer leaves is not.
+            _log.error("%s cannot answer order %s: %s", self._merchant, asked.order_hash[:12], error)
         except Exception:  # noqa: BLE001 - the trust boundary: a traceback can hold a row, so none may pass
-            _log.exception("%s failed at order %s", self._merchant, order_hash[:12])
-        refusal = Refusal.model_validate({"merchant": self._merchant, "order_hash": order_hash, "code": code})
-        return _Answer(encode(refusal), "refused", code, reason)
+            _log.exception("%s failed at order %s", self._merchant, asked.order_hash[:12])
+        return self._refused(asked, code, reason)
 
-    @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        if not self._turn.acquire(timeout=BUSY_AFTER_SECONDS):
-            raise BusyError(f"{self._merchant} is busy with another order")
-        try:
-            yield
-        finally:
-            self._turn.release()
+    def _refused(self, asked: _Asked, code: str, reason: str) -> _Answer:
+        values = {"merchant": self._merchant, "order_hash": asked.order_hash, "code": code}
+        return _Answer(encode(Refusal.model_validate(values)), "refused", code, reason)

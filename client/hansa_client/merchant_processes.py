@@ -5,8 +5,8 @@ trainer        the rows; the keys that sign                 an order that it was
 forwarder      the certificate for the gateway              its listener stays open here; requests wait for the next one
 Flower's node  the node's key; no file of the merchant's    SuperLink knows the next one by the same key
 
-One that dies is started again (supervision.py), and none outlives this process. A trainer that refuses its files has
-said why, and ends it all.
+One that dies is started again (supervision.py), and none outlives this process; a trainer that gives no sign of life is
+ended for that (heartbeat.py). A trainer that refuses its files has said why, and ends it all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from hansa_client import flower_node, forwarder
+from hansa_client import flower_node, forwarder, heartbeat
 from hansa_client.node_user import NodeUser
 from hansa_client.participation import Participation
 from hansa_client.trainer_link import ACCESS_NAME, SOCKET_NAME
@@ -52,7 +52,7 @@ def run(taking_part: Participation, user: NodeUser | None, tell: Tell) -> NoRetu
         if user is not None:
             user.share(folder)
         kept = stack.enter_context(keeping(tell))
-        kept.keep(_Trainer(taking_part, folder).part)
+        kept.keep(_Trainer(taking_part, folder, tell).part)
         server = taking_part.coordinator
         if taking_part.enrolment is not None:
             listener = stack.enter_context(forwarder.listening())
@@ -79,6 +79,7 @@ class _Trainer:
 
     taking_part: Participation
     folder: Path
+    tell: Tell
 
     @property
     def part(self) -> Part:
@@ -89,9 +90,12 @@ class _Trainer:
         # Of one that was killed.
         for name in (SOCKET_NAME, ACCESS_NAME):
             (self.folder / name).unlink(missing_ok=True)
-        with running_when_ready(
-            "the trainer", self._command, _trainer_environment(), seconds=READY_SECONDS, begun=begun
-        ) as (child, _):
+        with (
+            running_when_ready(
+                "the trainer", self._command, _trainer_environment(), seconds=READY_SECONDS, begun=begun
+            ) as (child, _),
+            heartbeat.watched(child, self.folder / SOCKET_NAME, self.tell),
+        ):
             yield child
 
     def _command(self, ready: int) -> list[str]:

@@ -158,8 +158,7 @@ class OrderLog:
             )
         begun = 1 if self._current is None else self._current.begun + 1
         known = self._records.get(run_id, RunRecord(run_id=run_id, begun=begun))
-        self._current = known.model_copy(update={"begun": begun})
-        self._write(self._current)
+        self._current = self._written(known.model_copy(update={"begun": begun}))
         self._forget_replies_of_old_runs()
 
     def take(self, order: Order, order_hash: str) -> bytes | None:
@@ -180,8 +179,7 @@ class OrderLog:
                 reply = self._reply(record, entry)
                 if reply is not None or entry is record.taken[-1]:
                     return reply
-        self._current = record.with_order(order, order_hash)
-        self._write(self._current)
+        self._current = self._written(record.with_order(order, order_hash))
         self._forget_outdated_replies(self._current)
         return None
 
@@ -203,11 +201,13 @@ class OrderLog:
             raise ValueError("a log without a folder keeps no replies")
         return self._folder / _file_name(record.run_id)
 
-    def _write(self, record: RunRecord) -> None:
+    def _written(self, record: RunRecord) -> RunRecord:
+        """The record, once it is on disk."""
         if self._folder is not None:
             path = self._folder / f"{_file_name(record.run_id)}.json"
             durable_files.write(path, record.model_dump_json().encode())
         self._records[record.run_id] = record
+        return record
 
     def _forget_outdated_replies(self, record: RunRecord) -> None:
         if self._folder is None or not self._replies(record).is_dir():
@@ -224,7 +224,7 @@ class OrderLog:
         for record in sorted(self._records.values(), key=lambda record: record.begun)[:-NUM_RUNS_WITH_REPLIES]:
             if record.taken:
                 # First of all, or an order that was answered would look like one that was not.
-                self._write(record.model_copy(update={"taken": ()}))
+                self._written(record.model_copy(update={"taken": ()}))
             if self._replies(record).is_dir():
                 shutil.rmtree(self._replies(record))
 

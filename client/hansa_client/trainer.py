@@ -12,8 +12,6 @@ training is training_loop.py's.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,6 +19,7 @@ import numpy as np
 
 from hansa_client.data import MerchantTable
 from hansa_client.delivery import Inbox
+from hansa_client.halting import Halt
 from hansa_client.judging import compared, range_histograms
 from hansa_client.own_figures import OwnFigures
 from hansa_client.programs import Programs
@@ -73,12 +72,8 @@ class MerchantTrainer:
         state: VariateStore,
         programs: Programs,
         out: Path | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take the merchant's rows and, in `out`, the folder where its own figures and bundle are kept (None: nowhere).
-
-        `cancelled` is asked as often as the deadline; when it says True, local training stops.
-        """
+        """Take the merchant's rows; in the folder `out` its own figures and bundle are kept (None: nowhere)."""
         self.table = table
         self.own_figures: OwnFigures | None = None
         self._agreement = agreement
@@ -87,36 +82,35 @@ class MerchantTrainer:
         self._state = state
         self._programs = programs
         self._out = out
-        self._cancelled = cancelled
         self._preprocessing = ""
         self._rows: dict[Part, Rows] = {"train": table.train, "validation": table.validation, "test": table.test}
         self._inputs: dict[Part, Inputs] = {}
 
-    def work(self, order: Order, order_hash: str, received: float) -> bytes:
-        """The encoded reply to a permitted order that came at `received`, in seconds of time.monotonic().
+    def work(self, order: Order, order_hash: str, halt: Halt) -> bytes:
+        """The encoded reply to a permitted order; training, scoring and preparing rows stop where `halt` says so.
 
         Raises:
             HansaError: it cannot be done, or not before its deadline.
         """
+        halt.check()
         if isinstance(order, RoundOrder):
-            deadline = received + order.deadline_seconds
-            return self._round(order, order_hash, lambda: self._cancelled() or time.monotonic() >= deadline)
-        return encode(self._short_answer(order, order_hash))
+            return self._round(order, order_hash, halt)
+        return encode(self._short_answer(order, order_hash, halt))
 
-    def _short_answer(self, order: Order, order_hash: str) -> Record:
+    def _short_answer(self, order: Order, order_hash: str, halt: Halt) -> Record:
         match order:
             case IntroduceOrder():
                 return self._introduction(order_hash)
             case StatisticsOrder():
                 return self._statistics(order_hash)
             case EvaluateOrder():
-                return self._evaluation(order, order_hash)
+                return self._evaluation(order, order_hash, halt)
             case RangesOrder():
-                return self._ranges(order, order_hash)
+                return self._ranges(order, order_hash, halt)
             case CandidateOrder():
-                return self._judgement(order, order_hash)
+                return self._judgement(order, order_hash, halt)
             case DeliverOrder():
-                return self._delivery(order, order_hash)
+                return self._delivery(order, order_hash, halt)
         raise MessageError(f"{order.KIND} is not an order that a merchant knows")
 
     def _introduction(self, order_hash: str) -> Introduction:
@@ -133,18 +127,19 @@ class MerchantTrainer:
             merchant=self._merchant, order_hash=order_hash, statistics=vector, num_train_rows=len(rows)
         )
 
-    def _ranges(self, order: RangesOrder, order_hash: str) -> RangesReply:
+    def _ranges(self, order: RangesOrder, order_hash: str, halt: Halt) -> RangesReply:
         weights = self._checked("weights", order.weights)
-        self._prepare(order.preprocessing)
+        self._prepare(order.preprocessing, halt)
         floor = self._agreement.privacy.min_count
         counted = range_histograms(self._programs.spec, weights, self._inputs["train"], floor)
         return RangesReply(merchant=self._merchant, order_hash=order_hash, histograms=counted)
 
-    def _judgement(self, order: CandidateOrder, order_hash: str) -> CandidateReply:
+    def _judgement(self, order: CandidateOrder, order_hash: str, halt: Halt) -> CandidateReply:
         weights = self._checked("weights", order.weights)
-        self._prepare(order.preprocessing)
+        self._prepare(order.preprocessing, halt)
         inputs, labels = self._inputs[order.split], self.table.labels[getattr(self.table, order.split)]
-        found = compared(self._programs.scoring().logits(weights, inputs), order.network, inputs, labels)
+        logits = self._programs.scoring().logits(weights, inputs, halt.is_due)
+        found = compared(logits, order.network, inputs, labels)
         return CandidateReply(
             merchant=self._merchant,
             order_hash=order_hash,
@@ -153,17 +148,17 @@ class MerchantTrainer:
             acceptable=found.pr_auc_loss <= self._agreement.compression.max_merchant_pr_auc_loss,
         )
 
-    def _delivery(self, order: DeliverOrder, order_hash: str) -> Delivered:
+    def _delivery(self, order: DeliverOrder, order_hash: str, halt: Halt) -> Delivered:
         if self._out is None:
             raise PolicyError("the order brings a bundle, and this trainer has no folder to keep one in")
         inbox = Inbox(self._out, self._agreement)
         arrived = inbox.opened(order.bundle)
-        self._prepare(arrived.bundle.preprocessing.to_json())
+        self._prepare(arrived.bundle.preprocessing.to_json(), halt)
         labels = self.table.labels[self._rows["validation"]]
         inbox.keep(arrived, arrived.decided(self._inputs["validation"], labels))
         return Delivered(merchant=self._merchant, order_hash=order_hash)
 
-    def _round(self, order: RoundOrder, order_hash: str, should_stop: Callable[[], bool]) -> bytes:
+    def _round(self, order: RoundOrder, order_hash: str, halt: Halt) -> bytes:
         weights = self._checked("weights", order.weights)
         scaffold = self._agreement.training.plans[order.plan].algorithm == "scaffold"
         control = self._checked("control", order.control) if scaffold else _NO_CONTROL
@@ -171,11 +166,11 @@ class MerchantTrainer:
             raise PolicyError(f"the order brings a control variate, plan {order.plan} has none")
         agreed, pruned = self._agreement.compression.sparsity, order.stage == "prune"
         mask = permitted_mask(self._programs.spec, order.masks, weights, agreed) if pruned else None
-        self._prepare(order.preprocessing)
+        self._prepare(order.preprocessing, halt)
         training = self._programs.training(order.plan)
-        validation = self._histogram(weights, "validation")
+        validation = self._histogram(weights, "validation", halt)
         variate = self._variate(order) if scaffold else _NO_CONTROL
-        outcome = self._train(training, order, weights, control - variate if scaffold else None, mask, should_stop)
+        outcome = self._train(training, order, weights, control - variate if scaffold else None, mask, halt)
         update = outcome.weights - weights
         delta = self._control_delta(order, control, update, outcome.num_steps) if scaffold else _NO_CONTROL
         reply = encode(
@@ -202,7 +197,7 @@ class MerchantTrainer:
         weights: Vector,
         correction: Vector | None,
         mask: Vector | None,
-        should_stop: Callable[[], bool],
+        halt: Halt,
     ) -> TrainingOutcome:
         purpose = (self._merchant, order.plan, order.round)
         shuffle = generator(self._agreement.seed, "shuffle", *purpose)
@@ -216,7 +211,7 @@ class MerchantTrainer:
             correction=correction,
             mask=mask,
             dropout_seed=derived_seed(self._agreement.seed, "dropout", *purpose),
-            should_stop=should_stop,
+            should_stop=halt.is_due,
         )
 
     def _variate(self, order: RoundOrder) -> Vector:
@@ -229,21 +224,21 @@ class MerchantTrainer:
         learning_rate = self._agreement.training.plans[order.plan].learning_rate
         return control_delta(control, update, num_steps, learning_rate)
 
-    def _evaluation(self, order: EvaluateOrder, order_hash: str) -> EvaluateReply:
+    def _evaluation(self, order: EvaluateOrder, order_hash: str, halt: Halt) -> EvaluateReply:
         weights = self._checked("weights", order.weights)
-        self._prepare(order.preprocessing)
-        histogram = self._histogram(weights, order.split)
+        self._prepare(order.preprocessing, halt)
+        histogram = self._histogram(weights, order.split, halt)
         shared = None
         # What only stands beside the finished model has no say in this merchant's figures and threshold.
         if order.split == "test" and order.stage == "train":
-            self.own_figures = self._own_figures(order.run_id, weights, histogram)
+            self.own_figures = self._own_figures(order.run_id, self._histogram(weights, "validation", halt), histogram)
             shared = self.own_figures.shared(self._agreement.privacy)
         return EvaluateReply(
             merchant=self._merchant, order_hash=order_hash, histogram=self._released(histogram), metrics=shared
         )
 
-    def _own_figures(self, run_id: str, weights: Vector, test_histogram: Histogram) -> OwnFigures:
-        figures = OwnFigures.measure(run_id, self._histogram(weights, "validation"), test_histogram)
+    def _own_figures(self, run_id: str, validation: Histogram, test: Histogram) -> OwnFigures:
+        figures = OwnFigures.measure(run_id, validation, test)
         if self._out is not None:
             figures.keep(self._out, self._merchant, self._agreement.fingerprint)
         return figures
@@ -256,7 +251,7 @@ class MerchantTrainer:
             raise MessageError(f"{name} holds a number that is not finite")
         return vector
 
-    def _prepare(self, preprocessing: str) -> None:
+    def _prepare(self, preprocessing: str, halt: Halt) -> None:
         """Turn the rows into inputs, unless the last order came with the same preprocessing."""
         if preprocessing == self._preprocessing:
             return
@@ -266,9 +261,10 @@ class MerchantTrainer:
         inputs = fitted.transform(self.table.columns, self._hash_key)
         self._inputs = {part: inputs.take(rows) for part, rows in self._rows.items()}
         self._preprocessing = preprocessing
+        halt.check()
 
-    def _histogram(self, weights: Vector, part: Part) -> Histogram:
-        logits = self._programs.scoring().logits(weights, self._inputs[part])
+    def _histogram(self, weights: Vector, part: Part, halt: Halt) -> Histogram:
+        logits = self._programs.scoring().logits(weights, self._inputs[part], halt.is_due)
         return score_histogram(logits, self.table.labels[self._rows[part]])
 
     def _released(self, histogram: Histogram) -> Histogram:

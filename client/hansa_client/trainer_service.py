@@ -1,7 +1,9 @@
 """The resident trainer: a process that loads the merchant's rows and compiles once, and serves every round.
 
 - It listens on a unix socket in a folder that only its user can open, or its node's too where that is another
-  (node_user.py), and answers only who knows the token.
+  (node_user.py), and answers only who knows the token. Who asks with gRPC's own health check (grpc.health.v1) needs
+  none, and hears of nothing else.
+- Whoever hangs up is noticed: work for it stops at the next chunk.
 - SIGTERM, SIGINT or the end of its standard input (its parent is gone) stop it: training ends at the next
   chunk, and what was proposed is already on disk.
 
@@ -17,16 +19,18 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Protocol, Self
 
 import grpc
 import typer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hansa_client import trainer_pb2
-from hansa_client.guarded_trainer import Boundary, GuardedTrainer
+from hansa_client.guarded_trainer import MAX_WAITING, Boundary, GuardedTrainer
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.node_user import is_shared
 from hansa_client.trainer_link import (
@@ -34,7 +38,6 @@ from hansa_client.trainer_link import (
     SERVICE,
     SOCKET_NAME,
     TOKEN_METADATA,
-    Trainer,
     new_access,
 )
 from hansa_common import children, durable_files
@@ -45,13 +48,21 @@ STOP_SECONDS: Final = 10.0
 QUALITY_NAME: Final = "data_quality.json"
 # Linux takes 107 bytes in a socket's address, macOS 103.
 MAX_SOCKET_PATH_BYTES: Final = 103
-_NUM_CALLS: Final = 4
+# Besides the order that is worked on and those that wait: to refuse one more, and to say how it goes.
+_NUM_THREADS: Final = MAX_WAITING + 3
+_NUM_CALLS: Final = 16
+
+
+class Answering(Protocol):
+    """Answers one order with one reply; `has_gone` says that nobody waits for it any more."""
+
+    def answer(self, order: bytes, has_gone: Callable[[], bool]) -> bytes: ...
 
 
 class TrainerServer:
     """A trainer behind a socket; a context manager that serves while it is open."""
 
-    def __init__(self, trainer: Trainer, merchant: str, folder: Path) -> None:
+    def __init__(self, trainer: Answering, merchant: str, folder: Path) -> None:
         """Prepare the socket and the access file in a folder that others cannot open.
 
         Raises:
@@ -63,9 +74,12 @@ class TrainerServer:
         self._trainer = trainer
         self._token = access.token.encode()
         self._server = grpc.server(
-            ThreadPoolExecutor(_NUM_CALLS), options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=_NUM_CALLS
+            ThreadPoolExecutor(_NUM_THREADS), options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=_NUM_CALLS
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
+        # Whoever watches holds no thread.
+        self._health = health.HealthServicer(experimental_thread_pool=ThreadPoolExecutor(1))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         if is_shared(folder):
             socket.chmod(0o660)
@@ -73,11 +87,13 @@ class TrainerServer:
 
     def __enter__(self) -> Self:
         self._server.start()
+        self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._health.enter_graceful_shutdown()
         self._server.stop(STOP_SECONDS).wait()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
@@ -92,7 +108,7 @@ class TrainerServer:
         token = dict(context.invocation_metadata()).get(TOKEN_METADATA, "")
         if not hmac.compare_digest(str(token).encode(), self._token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this trainer's")
-        return trainer_pb2.Reply(encoded=self._trainer.answer(request.encoded))
+        return trainer_pb2.Reply(encoded=self._trainer.answer(request.encoded, lambda: not context.is_active()))
 
 
 def check_socket_folder(folder: Path) -> None:
@@ -141,7 +157,6 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
             state=VariateStore(files.state / "variates"),
             programs=programs,
             out=files.state,
-            cancelled=stop.is_set,
         )
         backend, device = programs.device
         boundary.audit.started(agreement.fingerprint)

@@ -103,10 +103,18 @@ class LocalTraining:
             loss_sum += epoch_loss
         return TrainingOutcome(self._program.weights(), num_steps * len(epochs), loss_sum / (num_rows * len(epochs)))
 
-    def logits(self, weights: Vector, inputs: Inputs) -> NDArray[np.float32]:
-        """Score rows: (rows,) logits of a model with weights (num_params,)."""
+    def logits(
+        self, weights: Vector, inputs: Inputs, should_stop: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
+        """Score rows: (rows,) logits of a model with weights (num_params,).
+
+        Raises:
+            DeadlineError: should_stop said so between two blocks of rows.
+        """
         found, done = np.empty(len(inputs), np.float32), 0
         while done < len(inputs):
+            if should_stop():
+                raise DeadlineError("scoring was stopped between two blocks of rows: its deadline, or a shutdown")
             left = len(inputs) - done
             size = next((block for block in SCORING_BLOCKS if block <= left), SCORING_BLOCKS[-1])
             block = Inputs(_block(inputs.dense, done, size), _block(inputs.ids, done, size))

@@ -59,7 +59,7 @@ class Rows:
     def __init__(self) -> None:
         self.obeyed = []
 
-    def work(self, order, order_hash, received):  # noqa: ARG002 - a worker's arguments
+    def work(self, order, order_hash, halt):  # noqa: ARG002 - a worker's arguments
         self.obeyed.append(order)
         head = {"merchant": "alder", "order_hash": order_hash}
         if isinstance(order, IntroduceOrder):

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from hansa_client import trainer_link
 from hansa_client.app import app, client_app
-from hansa_client.trainer_link import SOCKET_NAME, Access, new_access
+from hansa_client.trainer_link import ACCESS_NAME, SOCKET_NAME, Access, new_access
 from hansa_client.trainer_service import TrainerServer
 from hansa_common.errors import TransportError
 from hansa_common.messages import IntroduceOrder, Refusal, decode, encode, message_hash
@@ -25,7 +25,7 @@ PRIVATE_PATH = "/home/alpha/customers.csv"
 class Reversing:
     """A trainer whose reply is the order backwards."""
 
-    def answer(self, order: bytes) -> bytes:
+    def answer(self, order: bytes, has_gone=None) -> bytes:  # noqa: ARG002 - what is asked of a trainer
         return order[::-1]
 
 
@@ -35,7 +35,7 @@ class Hung:
     def __init__(self) -> None:
         self.let_go = threading.Event()
 
-    def answer(self, order: bytes) -> bytes:
+    def answer(self, order: bytes, has_gone) -> bytes:  # noqa: ARG002 - what is asked of a trainer
         self.let_go.wait(60)
         return order
 
@@ -120,6 +120,26 @@ def test_trainer_that_has_died_is_a_refusal_in_the_merchants_name(folder):
     assert refusal == Refusal(merchant="alpha", order_hash=message_hash(ORDER), code="failed")
 
 
+def test_trainer_that_is_started_again_gets_the_same_order(folder):
+    """Of the first only the files are left, as after a kill."""
+    new_access("alpha").write(folder)
+    (folder / SOCKET_NAME).touch()
+    patient = encode(IntroduceOrder(run_id="run", recipient="*", fingerprint="0" * 64, deadline_seconds=60.0))
+    content = RecordDict({"hansa": ConfigRecord({"message": patient})})
+    replies = []
+    asking = threading.Thread(
+        target=lambda: replies.append(app(message(content), context(trainer=str(folder / SOCKET_NAME))))
+    )
+    asking.start()
+    asking.join(1.0)
+    assert asking.is_alive()
+    for name in (SOCKET_NAME, ACCESS_NAME):
+        (folder / name).unlink()
+    with TrainerServer(Reversing(), "alpha", folder):
+        asking.join(60.0)
+    assert reply_bytes(replies[0]) == patient[::-1]
+
+
 def test_hung_trainer_is_a_refusal_after_deadline_and_grace(folder, monkeypatch):
     monkeypatch.setattr(trainer_link, "GRACE_SECONDS", 0.2)
     hung = Hung()
@@ -139,13 +159,14 @@ from hansa_client import app as app_module, trainer_link
 app_module.GRACE_SECONDS = 0.2
 trainer_link.GRACE_SECONDS = 0.2
 class Stuck:
-    def answer(self, order):
+    def __init__(self, *_):
+        pass
+    def answer(self, order, seconds):
         sum(range(10**13))
     def close(self):
         pass
-watched = app_module._WatchedTrainer(Path(sys.argv[1]))
-watched._trainer = Stuck()
-watched.answer({ORDER!r})
+app_module.RemoteTrainer = Stuck
+app_module._WatchedTrainer(Path(sys.argv[1])).answer({ORDER!r})
 """
     Access("alpha", "token").write(folder)
     command = [sys.executable, "-c", program, folder / SOCKET_NAME]

@@ -15,6 +15,7 @@ import pytest
 
 from hansa_client.data import feature_rows, merchant_table
 from hansa_client.delivery import DELIVERED_NAME, OWN_NAME, Inbox, Kept, OwnDecision
+from hansa_client.halting import Halt
 from hansa_client.policy import Policy
 from hansa_common import bundle as bundles
 from hansa_common import statistics
@@ -322,7 +323,7 @@ def test_trainer_decides_on_its_validation_rows_and_answers_one_word(finished, s
         programs=Programs.for_tables(agreed, table), out=state,
     )  # fmt: skip
     order = order_of(agreed.fingerprint).model_copy(update={"bundle": packed(files)})
-    reply = decode(trainer.work(order, message_hash(encode(order)), time.monotonic()))
+    reply = decode(trainer.work(order, message_hash(encode(order)), Halt(time.monotonic() + 60)))
     assert reply == Delivered(merchant="alder", order_hash=message_hash(encode(order)))
 
     kept, rows = Kept.read(state), table.validation

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,30 @@ def begun(folder, run="run") -> OrderLog:
     log = OrderLog(folder)
     log.begin(run)
     return log
+
+
+@contextmanager
+def full_disk():
+    """No file can grow meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_order_that_cannot_be_put_on_record_is_never_taken(folder):
+    log = begun(folder)
+    asked = answered(log, order(1, 1))
+    for _ in range(2):
+        with full_disk(), pytest.raises(OSError, match="too large"):
+            take(log, order(2, 2))
+    # Not even in memory: the record is on disk before the order is obeyed.
+    assert [entry.sequence for entry in log._current.taken] == [1]
+    assert take(log, asked) == b"reply to 1"
+    answered(log, order(2, 2))
+    assert take(OrderLog(folder), order(2, 2)) == b"reply to 2"
 
 
 # Replayed, reordered, of another run

@@ -390,9 +390,9 @@ def test_preprocessing_for_other_features_is_refused(trainer, round_order):
     assert refusal_code(trainer, round_order(preprocessing=foreign)) == "not-permitted"
 
 
-def test_deadline_and_cancellation_stop_training(programs, round_order):
-    assert refusal_code(new_trainer(programs), round_order(deadline_seconds=1e-6)) == "deadline"
-    assert refusal_code(new_trainer(programs, cancelled=lambda: True), round_order()) == "deadline"
+def test_deadline_stops_work(programs, round_order, evaluate_order):
+    for order in (round_order(deadline_seconds=1e-6), evaluate_order("test", deadline_seconds=1e-6)):
+        assert refusal_code(new_trainer(programs), order) == "deadline"
 
 
 def test_stopped_training_proposes_nothing(programs, round_order):

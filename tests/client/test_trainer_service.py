@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hansa_client import trainer_link
-from hansa_client.trainer_link import ACCESS_NAME, SOCKET_NAME, Access, RemoteTrainer, answer_seconds, new_access
+from hansa_client.trainer_link import (
+    ACCESS_NAME,
+    SERVICE,
+    SOCKET_NAME,
+    Access,
+    RemoteTrainer,
+    answer_seconds,
+    new_access,
+)
 from hansa_client.trainer_service import TrainerServer, check_socket_folder
 from hansa_common.errors import TransportError, UsageError
 from hansa_common.messages import EvaluateOrder, IntroduceOrder, Refusal, encode, message_hash
@@ -20,7 +32,7 @@ from hansa_common.sealing import seal
 class Mirror:
     """A trainer whose reply is the order."""
 
-    def answer(self, order: bytes) -> bytes:
+    def answer(self, order: bytes, has_gone) -> bytes:  # noqa: ARG002 - what is asked of a trainer
         return order
 
 
@@ -31,9 +43,24 @@ class Hung:
         self.started = threading.Event()
         self.let_go = threading.Event()
 
-    def answer(self, order: bytes) -> bytes:
+    def answer(self, order: bytes, has_gone) -> bytes:  # noqa: ARG002 - what is asked of a trainer
         self.started.set()
         assert self.let_go.wait(60)
+        return order
+
+
+class Patient:
+    """A trainer that works until nobody waits for it."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.noticed = threading.Event()
+
+    def answer(self, order: bytes, has_gone) -> bytes:
+        self.started.set()
+        while not has_gone():
+            assert not self.noticed.wait(0.01)
+        self.noticed.set()
         return order
 
 
@@ -110,6 +137,75 @@ def test_hung_trainer_releases_its_caller_after_deadline_and_grace(folder, monke
         with pytest.raises(TransportError, match="DEADLINE_EXCEEDED"):
             remote(folder).answer(introduction(deadline_seconds=0.2))
         hung.let_go.set()
+
+
+def test_trainer_notices_that_its_caller_has_hung_up(folder):
+    patient = Patient()
+    with TrainerServer(patient, "alpha", folder):
+        caller = remote(folder)
+
+        def ask() -> None:
+            with pytest.raises(TransportError):
+                caller.answer(introduction())
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert patient.started.wait(30)
+        caller.close()
+        assert patient.noticed.wait(30)
+        asking.join(30)
+
+
+def test_trainer_notices_that_its_callers_process_was_killed(folder):
+    patient = Patient()
+    program = (
+        "import sys; from pathlib import Path; from hansa_client.trainer_link import Access, RemoteTrainer\n"
+        "socket = Path(sys.argv[1])\n"
+        "RemoteTrainer(socket, Access.read(socket.parent)).answer(bytes.fromhex(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, folder / SOCKET_NAME, introduction().hex()]
+    with TrainerServer(patient, "alpha", folder), subprocess.Popen(command) as caller:
+        assert patient.started.wait(60)
+        assert not patient.noticed.is_set()
+        caller.kill()
+        assert patient.noticed.wait(30)
+
+
+def test_trainer_notices_that_its_callers_patience_is_over(folder, monkeypatch):
+    monkeypatch.setattr(trainer_link, "GRACE_SECONDS", 0.2)
+    patient = Patient()
+    with TrainerServer(patient, "alpha", folder):
+        with pytest.raises(TransportError, match="DEADLINE_EXCEEDED"):
+            remote(folder).answer(introduction(deadline_seconds=0.2))
+        assert patient.noticed.wait(30)
+
+
+def health_of(folder: Path, service: str = "") -> str:
+    with grpc.insecure_channel(f"unix:{folder / SOCKET_NAME}") as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        told = health_pb2_grpc.HealthStub(channel).Check(request, timeout=30)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(told.status)
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_health_is_told_by_grpcs_own_protocol_also_while_an_order_is_worked_on(folder, service):
+    hung = Hung()
+    with TrainerServer(hung, "alpha", folder):
+        assert health_of(folder, service) == "SERVING"
+        asking = threading.Thread(target=remote(folder).answer, args=(introduction(),))
+        asking.start()
+        assert hung.started.wait(30)
+        assert health_of(folder, service) == "SERVING"
+        hung.let_go.set()
+        asking.join(30)
+
+
+def test_watcher_of_its_health_hears_that_a_trainer_stops(folder):
+    with grpc.insecure_channel(f"unix:{folder / SOCKET_NAME}") as channel:
+        with TrainerServer(Mirror(), "alpha", folder):
+            told = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
+            assert next(told).status == health_pb2.HealthCheckResponse.SERVING
+        assert next(told).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_absent_trainer_is_an_error_of_transport_at_once(folder):

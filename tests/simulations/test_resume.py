@@ -80,10 +80,10 @@ class Counted:
     def __init__(self, worker, worked):
         self._worker, self._worked = worker, worked
 
-    def work(self, order, order_hash, received):
+    def work(self, order, order_hash, halt):
         if not isinstance(order, IntroduceOrder):
             self._worked.append(order_hash)
-        return self._worker.work(order, order_hash, received)
+        return self._worker.work(order, order_hash, halt)
 
 
 @pytest.fixture(scope="module")
