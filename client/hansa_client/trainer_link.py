@@ -90,8 +90,8 @@ class RemoteTrainer:
             response_deserializer=trainer_pb2.Reply.FromString,
         )
 
-    def answer(self, order: bytes) -> bytes:
-        """Carry the order over and its reply back.
+    def answer(self, order: bytes, seconds: float | None = None) -> bytes:
+        """Carry the order over and its reply back, within so many seconds if they are fewer than the order's own.
 
         Raises:
             TransportError: the trainer cannot be reached, does not know the token, or did not answer in time.
@@ -99,7 +99,7 @@ class RemoteTrainer:
         try:
             reply = self._answer(
                 trainer_pb2.Order(encoded=order),
-                timeout=answer_seconds(order),
+                timeout=answer_seconds(order) if seconds is None else max(0.0, min(seconds, answer_seconds(order))),
                 metadata=((TOKEN_METADATA, self._access.token),),
             )
         except grpc.RpcError as error:

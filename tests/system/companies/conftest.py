@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from hansa_common.agreement import validate_agreement
+from hansa_common.agreement_file import read_agreement
 
 HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
 MERCHANTS = ("alder", "birch", "cedar")
@@ -83,8 +87,8 @@ dropout = 0.1
 
 [training]
 algorithm = "scaffold"
-rounds = 3
-patience = 3
+rounds = 2
+patience = 2
 
 [training.plan]
 optimizer = "sgd"
@@ -215,12 +219,12 @@ class Party:
 class Companies:
     """A coordinator and its merchants, enrolled and with their agreement approved."""
 
-    def __init__(self, folder: Path, source: Path) -> None:
+    def __init__(self, folder: Path, source: Path, agreement: str = AGREEMENT) -> None:
         self.folder = folder
         self.coordinator = self._party("server")
         self.merchants = {name: self._party(name) for name in MERCHANTS}
         write_tables(source, folder)
-        (self.coordinator.folder / "agreement.toml").write_text(AGREEMENT)
+        (self.coordinator.folder / "agreement.toml").write_text(agreement)
         self.address = f"127.0.0.1:{free_port()}"
         self._enroll()
 
@@ -254,16 +258,26 @@ class Companies:
             yield server
 
     @contextmanager
-    def taking_part(self) -> Iterator[dict[str, Command]]:
+    def taking_part(self, *options: object) -> Iterator[dict[str, Command]]:
         """All merchants, once they wait for orders."""
         with ExitStack() as stack:
             started = {
-                name: stack.enter_context(party.running("client", "start", "--data", f"{name}.csv"))
+                name: stack.enter_context(party.running("client", "start", "--data", f"{name}.csv", *options))
                 for name, party in self.merchants.items()
             }
             for command in started.values():
                 command.wait_for_line("waiting for orders")
             yield started
+
+    def another_agreement(self, name: str, **changes: object) -> Path:
+        """An agreement of the same parties with other sections, approved by the merchants; where it is."""
+        agreed, _ = read_agreement(self.coordinator.folder / "kits" / "agreement.toml")
+        agreed = validate_agreement({**agreed.model_dump(mode="json"), **changes}, "the test")
+        path = self.folder / f"{name}.json"
+        path.write_bytes(agreed.canonical_json())
+        for party in self.merchants.values():
+            party.told("client", "approve", path, "--yes-to", agreed.fingerprint)
+        return path
 
     def processes(self) -> dict[int, str]:
         """Its living processes, at any remove: they work in its folder, or have a file of it in view."""
@@ -320,3 +334,27 @@ def processes_of(folder: Path) -> dict[int, str]:
 def companies(tmp_path_factory, public_data) -> Companies:
     """One federation for all tests that leave it as they found it: nothing runs in it before and after."""
     return Companies(tmp_path_factory.mktemp("companies"), public_data / "online_shoppers_intention.csv.gz")
+
+
+@pytest.fixture(scope="session")
+def new_companies(tmp_path_factory, public_data) -> Callable[[str], Companies]:
+    """Another federation under an agreement of its own, in TOML, with the same tables."""
+
+    def new(agreement: str) -> Companies:
+        folder = tmp_path_factory.mktemp("companies")
+        return Companies(folder, public_data / "online_shoppers_intention.csv.gz", agreement)
+
+    return new
+
+
+@pytest.fixture(scope="session", name="wait_until")
+def wait_until_fixture() -> Callable[[str, Callable[[], bool]], None]:
+    """Wait, a bounded time, for a condition."""
+    return wait_until
+
+
+def wait_until(what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come: {what}"
+        time.sleep(0.02)
