@@ -93,3 +93,14 @@ def test_run_that_can_go_on_waits_for_a_superlink(run, hansa):
     assert refused.exit_code == 1
     assert "no SuperLink answers at 127.0.0.1:1" in refused.stderr
     assert checkpoint.is_kept(run)
+
+
+def test_finished_run_whose_small_model_was_never_signed_goes_on_to_its_signature(run, hansa):
+    """The command that trains was killed before it came to that."""
+    (run / "metrics.json").write_text("{}")
+    (run / "small").mkdir()
+    assert run_folder.is_unsigned(run)
+    # Signing and delivery are what is left, and merchants are reached through SuperLink.
+    assert "no SuperLink answers" in hansa("server", "resume", run, "--server", "127.0.0.1:1").stderr
+    (run / "bundle").mkdir()
+    assert "holds a finished run, so there is nothing to resume" in hansa("server", "resume", run).stderr

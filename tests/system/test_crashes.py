@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
 MERCHANTS = ("alpha", "beta")
-LINE_SECONDS = 120.0
+LINE_SECONDS = 240.0
 # SuperLink's end is seen at once, and a run's process missed after ten seconds; the rest is for a slow machine.
 NOTICED_SECONDS = 60.0
 AGREEMENT = f"""
@@ -38,8 +38,8 @@ privacy = {{min_count = 1, min_positives = 1}}
 
 [training]
 algorithm = "scaffold"
-rounds = 3
-patience = 3
+rounds = 2
+patience = 2
 
 [training.plan]
 optimizer = "sgd"
@@ -202,7 +202,7 @@ def assert_as_unbroken(run: Path, unbroken: Path) -> None:
     assert told["rounds"] == expected["rounds"]
     assert told["federated"] == expected["federated"]
     lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    assert [entry["round"] for entry in lines] == [1, 2, 3]
+    assert [entry["round"] for entry in lines] == [1, 2]
     assert not (run / "checkpoint").exists()
 
 
