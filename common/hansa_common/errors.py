@@ -106,6 +106,18 @@ class RunInterruptedError(CoordinatorError):
     code = "run-interrupted"
 
 
+class RoundAbandonedError(CoordinatorError):
+    """A masked sum cannot be known: too few merchants are left, or what they sent does not add up to one. The model
+    stays as it is; `reason` is the one short word that the run records.
+    """
+
+    code = "round-abandoned"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class CompressionError(CoordinatorError):
     """The finished model cannot be made smaller as asked; the float model is as good as before."""
 

@@ -105,7 +105,8 @@ class FixedPoint:
         if not 1 <= total_examples <= self.max_examples * self.max_merchants:
             raise ValueError(f"the sum counts {total_examples} examples: it is not one of this cohort's vectors")
         signed = ring_sum[:-NUM_COUNT_ELEMENTS].view(np.int32)
-        return signed.astype(np.float64) * (self.max_examples / total_examples / self.scale), total_examples
+        factor = self.max_examples / total_examples / self.scale
+        return np.multiply(signed, factor, dtype=np.float64), total_examples
 
 
 def pair_key(private_key: X25519PrivateKey, peer_public_key: bytes, context: bytes) -> bytes:
@@ -117,6 +118,12 @@ def pair_key(private_key: X25519PrivateKey, peer_public_key: bytes, context: byt
     shared = private_key.exchange(X25519PublicKey.from_public_bytes(peer_public_key))
     info = b"hansa/secure-aggregation/pair/v1\0" + context
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(shared)
+
+
+def self_key(self_secret: bytes, context: bytes) -> bytes:
+    """The key of a merchant's own mask under a context, KEY_BYTES long, from its secret of 32 random bytes."""
+    info = b"hansa/secure-aggregation/self/v1\0" + context
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(self_secret)
 
 
 def add_stream(vector: Ring, key: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 SECRET_BYTES: Final = 32
@@ -46,8 +47,9 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """
     if len(shares) < threshold:
         raise ValueError(f"{len(shares)} shares are there, {threshold} are needed")
-    points = [(place + 1, _element(shares[place])) for place in sorted(shares)[:threshold]]
-    secret = sum(value * _weight_at_zero(x, points) for x, value in points) % PRIME
+    places = tuple(sorted(shares)[:threshold])
+    values = [_element(shares[place]) for place in places]
+    secret = sum(value * weight for value, weight in zip(values, _weights_at_zero(places), strict=True)) % PRIME
     if secret >= 2 ** (8 * SECRET_BYTES):
         raise ValueError("the shares do not belong together")
     return secret.to_bytes(SECRET_BYTES, "big")
@@ -60,13 +62,18 @@ def _value(coefficients: list[int], x: int) -> int:
     return value
 
 
-def _weight_at_zero(x: int, points: list[tuple[int, int]]) -> int:
-    """Lagrange's polynomial of the point at x, at zero."""
+# A round opens a secret of each merchant from shares of the same places.
+@lru_cache(maxsize=16)
+def _weights_at_zero(places: tuple[int, ...]) -> tuple[int, ...]:
+    """Lagrange's polynomials of the places' points, at zero."""
+    return tuple(_weight_at_zero(place + 1, [other + 1 for other in places if other != place]) for place in places)
+
+
+def _weight_at_zero(x: int, others: list[int]) -> int:
     numerator, denominator = 1, 1
-    for other, _ in points:
-        if other != x:
-            numerator = numerator * other % PRIME
-            denominator = denominator * (other - x) % PRIME
+    for other in others:
+        numerator = numerator * other % PRIME
+        denominator = denominator * (other - x) % PRIME
     return numerator * pow(denominator, -1, PRIME)
 
 

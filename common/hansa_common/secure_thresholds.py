@@ -1,0 +1,80 @@
+"""How many merchants a masked sum needs, and how many may drop out of it or collude with the coordinator.
+
+With n merchants in a cohort, m of them colluding and a threshold of t shares, 2t > n + m. For a merchant's secrets come
+in two halves, each honest merchant opens one of the two, and a colluder both: to read one vector takes t - m honest
+merchants for either half, 2(t - m) of the n - m that there are. So no merchant needs to see what the others were asked.
+
+The sum itself says what one merchant sent to whoever knows all the others': so at least two of a cohort are honest, and
+with 2t > n + m at least two of any sum.
+
+Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (2017), section 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+MIN_MERCHANTS: Final = 3
+MIN_HONEST: Final = 2
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What was agreed on for cohorts of at most `num_merchants`: `threshold` shares open a secret, and a sum is of
+    `min_merchants` at least.
+    """
+
+    num_merchants: int
+    colluders: int
+    threshold: int
+    min_merchants: int
+
+    def __post_init__(self) -> None:
+        n, m, t = self.num_merchants, self.colluders, self.threshold
+        if n < MIN_MERCHANTS:
+            raise ValueError(
+                f"a masked sum takes {MIN_MERCHANTS} merchants, there are {n}: of two, each knows the other's"
+            )
+        if not 0 <= m <= n - MIN_HONEST:
+            raise ValueError(
+                f"{m} colluders among {n} merchants leave no secret in a sum; allowed are 0 to {n - MIN_HONEST}"
+            )
+        if not n + m < 2 * t <= 2 * n:
+            raise ValueError(
+                f"a threshold of {t} shares does not hold for {n} merchants of whom {m} collude; "
+                f"allowed are {_least_threshold(n, m)} to {n}"
+            )
+        if not 1 <= self.min_merchants <= n:
+            raise ValueError(f"a sum of {self.min_merchants} merchants at least is none of {n}")
+
+    @property
+    def least(self) -> int:
+        """How many merchants' vectors are in a sum at least, and of how many there must be shares."""
+        return max(self.threshold, self.min_merchants)
+
+    @property
+    def dropouts(self) -> int:
+        """How many of a full cohort may drop out, at whatever moment, and the others' sum be known."""
+        return self.num_merchants - self.least
+
+
+def secure_thresholds(
+    num_merchants: int, colluders: int = 0, threshold: int | None = None, min_merchants: int = 1
+) -> Thresholds:
+    """The thresholds of a cohort; where none is given, the least that holds, which tolerates the most dropouts.
+
+    Raises:
+        ValueError: they cannot hold together; the message says what is allowed.
+
+    >>> [secure_thresholds(10, m).dropouts for m in (0, 1, 3)]
+    [4, 4, 3]
+    >>> secure_thresholds(3, colluders=1).dropouts
+    0
+    """
+    chosen = _least_threshold(num_merchants, colluders) if threshold is None else threshold
+    return Thresholds(num_merchants, colluders, chosen, min_merchants)
+
+
+def _least_threshold(num_merchants: int, colluders: int) -> int:
+    return (num_merchants + colluders) // 2 + 1

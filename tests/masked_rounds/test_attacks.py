@@ -1,0 +1,380 @@
+"""What a coordinator, or a merchant beside it, may try against a masked sum; each fails, and most are refused."""
+
+import hashlib
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from hansa_common import masking, secure_round
+from hansa_common.errors import MessageError, PolicyError, ReplayError, RoundAbandonedError, SignatureError
+from hansa_common.messages import RoundOrder
+from hansa_common.secret_sharing import combine
+from hansa_common.secure_keys import Advertisement, KeyHistory, Session, keys_from_bytes, keys_to_bytes, sign_keys
+from hansa_common.secure_rows import rows_from_bytes, rows_to_bytes
+from hansa_common.secure_shares import SEALED_BYTES
+from hansa_common.secure_thresholds import secure_thresholds
+from hansa_server.unmasking import unmasked_sum
+
+
+def order_of(**changes):
+    values = {
+        "run_id": "run-1",
+        "sequence": 7,
+        "recipient": "merchant 0",
+        "fingerprint": "ab" * 32,
+        "deadline_seconds": 60.0,
+        "round": 1,
+        "plan": 0,
+        "cohort": ("merchant 0", "merchant 1", "merchant 2"),
+        "preprocessing": '{"a":1}',
+        "weights": np.arange(6, dtype=np.float32),
+        "control": np.arange(6, dtype=np.float32) / 7,
+        "included": "",
+    }
+    return RoundOrder(**{**values, **changes})
+
+
+OTHERWISE = {
+    "run_id": "run-2",
+    "sequence": 8,
+    "fingerprint": "cd" * 32,
+    "deadline_seconds": 61.0,
+    "round": 2,
+    "plan": 1,
+    "cohort": ("merchant 0", "merchant 1", "merchant 3"),
+    "preprocessing": '{"a":2}',
+    "weights": np.arange(6, dtype=np.float32) + 1,
+    "control": np.zeros(6, np.float32),
+    "stage": "prune",
+    "masks": np.ones(1, np.uint8),
+}
+
+
+# Different orders to different merchants (Pasquini et al.).
+
+
+def test_an_order_is_the_same_for_everyone_but_for_its_recipient():
+    hashes = {secure_round.common_order_hash(order_of(recipient=f"merchant {i}", included="ef" * 32)) for i in range(3)}
+    assert hashes == {secure_round.common_order_hash(order_of())}
+    assert set(OTHERWISE) == RoundOrder.model_fields.keys() - {"recipient", "included"}
+
+
+@pytest.mark.parametrize("field", OTHERWISE)
+def test_nothing_is_read_of_a_sum_over_orders_that_differ(cohort_of, order_hash, field):
+    common = secure_round.common_order_hash(order_of())
+    victims = secure_round.common_order_hash(order_of(**{field: OTHERWISE[field]}))
+    cohort, zeros = cohort_of(3), np.zeros((3, 1000), np.uint32)
+    offers = cohort.offers(cohort.keys())
+    hashes = (victims, common, common)
+    masked = [
+        cohort.mask(name, offers.inbox(name), zeros[i], hashes[i]) for i, name in enumerate(cohort.session.cohort)
+    ]
+    # The coordinator takes off every mask that it can know, for either order: what is left is masked still.
+    secrets = {
+        place: combine({i: cohort.states[name].held[place].of_self_secret for i, name in enumerate(cohort.states)}, 2)
+        for place in range(3)
+    }
+    total = np.sum(masked, axis=0, dtype=np.uint32)
+    for place, known in enumerate(hashes):
+        context = secure_round.mask_context(cohort.session, known, offers.taking_part)
+        masking.unmask_self(total, masking.self_key(secrets[place], context))
+    assert np.count_nonzero(total) > 990
+
+
+# Keys that are not their merchant's, or not for this sum.
+
+
+def sharing(cohort, name, **changes):
+    """Let a merchant share among the keys as they are, but for those of some places."""
+    table = {place: cohort.states[other].advertisement for place, other in enumerate(cohort.session.cohort)}
+    changed = {int(place.removeprefix("at_")): advertisement for place, advertisement in changes.items()}
+    return cohort.share(name, keys_to_bytes(table | changed))
+
+
+def advertised(cohort):
+    for name in cohort.session.cohort:
+        cohort.advertise(name)
+    return cohort
+
+
+def test_a_coordinator_cannot_put_its_own_keys_in_place_of_a_merchants(cohort_of):
+    cohort = advertised(cohort_of(3))
+    keys = [X25519PrivateKey.generate().public_key().public_bytes_raw() for _ in range(2)]
+    forged = sign_keys(cohort.session, 1, *keys, b"the coordinator's own signature".ljust(32))
+    with pytest.raises(SignatureError, match="the keys of 'merchant 1' for the masked sum 1 do not bear its signature"):
+        sharing(cohort, "merchant 0", at_1=forged)
+    kept = cohort.states["merchant 1"].advertisement
+    with pytest.raises(SignatureError):
+        sharing(cohort, "merchant 0", at_1=replace(kept, share_key=keys[0]))
+    # And nothing was lost by being refused: the merchant shares once it is given the true ones.
+    assert sharing(cohort, "merchant 0")
+
+
+def test_keys_of_one_merchant_do_not_pass_for_anothers(cohort_of):
+    cohort = advertised(cohort_of(3))
+    with pytest.raises(SignatureError):
+        sharing(cohort, "merchant 0", at_1=cohort.states["merchant 2"].advertisement)
+
+
+def test_a_merchant_does_not_share_under_keys_said_to_be_its_own(cohort_of):
+    cohort = advertised(cohort_of(3))
+    other = sign_keys(cohort.session, 0, bytes(32), bytes(range(32)), cohort.identity("merchant 0"))
+    with pytest.raises(PolicyError, match="other keys than its own"):
+        sharing(cohort, "merchant 0", at_0=other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"fingerprint": "cd" * 32},
+        {"run_id": "run-0"},
+        {"round": 2},
+        {"cohort": ("merchant 1", "merchant 0", "merchant 2", "merchant 3")},
+        {"cohort": ("merchant 0", "merchant 1", "merchant 2", "merchant 4")},
+        {"thresholds": secure_thresholds(4, 0, 4)},
+        {"thresholds": secure_thresholds(4, 0, 3, 4)},
+    ],
+    ids="-".join,
+)
+def test_keys_advertised_for_another_session_are_refused(cohort_of, other):
+    assert {field.name for field in fields(Session)} >= other.keys()
+    cohort = advertised(cohort_of(4))
+    session = replace(cohort.session, **other)
+    elsewhere = secure_round.advertise(session, "merchant 2", cohort.identity("merchant 2")).advertisement
+    with pytest.raises(SignatureError):
+        sharing(cohort, "merchant 0", at_2=elsewhere)
+
+
+def test_an_advertisement_from_an_earlier_round_is_refused(cohort_of):
+    first = cohort_of(3)
+    first.offers(first.keys())
+    later = advertised(first.at_round(2))
+    with pytest.raises(SignatureError):
+        sharing(later, "merchant 0", at_1=first.states["merchant 1"].before.advertisement)
+
+
+def test_a_key_that_was_used_is_refused_although_it_is_signed_anew(cohort_of):
+    first = cohort_of(3)
+    first.offers(first.keys())
+    used = first.states["merchant 1"].before.advertisement
+    later = advertised(first.at_round(2))
+    fresh = X25519PrivateKey.generate().public_key().public_bytes_raw()
+    for keys in ((used.mask_key, fresh), (fresh, used.share_key), (used.share_key, fresh)):
+        again = sign_keys(later.session, 1, *keys, later.identity("merchant 1"))
+        with pytest.raises(ReplayError, match="was used before"):
+            sharing(later, "merchant 0", at_1=again)
+
+
+def test_two_keys_of_a_round_are_never_the_same(cohort_of):
+    cohort = advertised(cohort_of(3))
+    seen = cohort.states["merchant 2"].advertisement
+    copied = sign_keys(cohort.session, 1, seen.mask_key, seen.share_key, cohort.identity("merchant 1"))
+    with pytest.raises(ReplayError, match="are the same"):
+        sharing(cohort, "merchant 0", at_1=copied)
+
+
+def test_a_round_that_was_there_is_not_shared_in_again_under_new_keys(cohort_of):
+    cohort = cohort_of(3)
+    cohort.offers(cohort.keys())
+    again = advertised(replace(cohort, seed=0, states={}).at_round(1))
+    with pytest.raises(ReplayError, match="allowed is a number above 1"):
+        sharing(again, "merchant 0")
+
+
+def test_merchants_that_the_agreement_does_not_name_are_refused(cohort_of):
+    cohort = advertised(cohort_of(4))
+    identities = {name: key for name, key in cohort.identities.items() if name != "merchant 3"}
+    keys = {place: cohort.states[name].advertisement for place, name in enumerate(cohort.session.cohort)}
+    with pytest.raises(PolicyError, match="names no key of 'merchant 3'"):
+        secure_round.share(cohort.states["merchant 0"], keys, identities, KeyHistory())
+
+
+def test_a_key_that_makes_every_secret_known_is_refused_and_masks_nothing(cohort_of, order_hash):
+    cohort = advertised(cohort_of(3))
+    keys = {place: cohort.states[name].advertisement for place, name in enumerate(cohort.session.cohort)}
+    identity = cohort.identity("merchant 1")
+    with pytest.raises(MessageError, match="none that can be shared with"):
+        sharing(cohort, "merchant 0", at_1=sign_keys(cohort.session, 1, keys[1].mask_key, bytes(32), identity))
+    evil = sign_keys(cohort.session, 1, bytes(32), keys[1].share_key, identity)
+    cohort.share("merchant 0", keys_to_bytes({**keys, 1: evil}))
+    cohort.share("merchant 1", keys_to_bytes(keys))
+    # Its peer takes part with the bad key: the vector must not be masked with what everyone knows.
+    vector, sealed = np.zeros(5, np.uint32), cohort.states["merchant 1"].offer.sealed[0]
+    with pytest.raises(MessageError, match="none that can be shared with"):
+        secure_round.mask(cohort.states["merchant 0"], vector, {1: sealed}, order_hash)
+    assert not vector.any()
+
+
+# Sealed shares.
+
+
+def test_sealed_shares_open_only_for_whom_and_from_whom_they_were_sealed(cohort_of, order_hash):
+    cohort = cohort_of(4)
+    offers = cohort.offers(cohort.keys())
+    mine = rows_from_bytes(offers.inbox("merchant 0"), SEALED_BYTES, 4)
+    theirs = rows_from_bytes(offers.inbox("merchant 3"), SEALED_BYTES, 4)
+    altered = bytes([*mine[1][:-1], mine[1][-1] ^ 1])
+    for swapped in ({1: mine[2], 2: mine[1]}, {1: theirs[1]}, {1: altered}, {1: bytes(SEALED_BYTES)}, {1: b""}):
+        vector = np.zeros(5, np.uint32)
+        with pytest.raises(MessageError, match="do not open"):
+            secure_round.mask(cohort.states["merchant 0"], vector, {**mine, **swapped}, order_hash)
+        assert not vector.any()
+
+
+def test_sealed_shares_of_an_earlier_round_do_not_open(cohort_of, ring_vectors):
+    first = cohort_of(3)
+    before = rows_from_bytes(first.offers(first.keys()).inbox("merchant 0"), SEALED_BYTES, 3)
+    later = first.at_round(2)
+    inbox = rows_from_bytes(later.offers(later.keys()).inbox("merchant 0"), SEALED_BYTES, 3)
+    with pytest.raises(MessageError, match="do not open"):
+        later.mask("merchant 0", rows_to_bytes({**inbox, 1: before[1]}), ring_vectors(1)[0])
+
+
+# Too few, twice, or both halves.
+
+
+def masked_cohort(cohort, num_elements=5):
+    offers = cohort.offers(cohort.keys())
+    zeros = np.zeros((len(cohort.session.cohort), num_elements), np.uint32)
+    return cohort.closed(offers, zeros)
+
+
+def test_no_step_is_taken_for_fewer_than_the_least_cohort(cohort_of, order_hash):
+    cohort = advertised(cohort_of(5, secure_thresholds(5, 1, min_merchants=4)))
+    keys = {place: cohort.states[name].advertisement for place, name in enumerate(cohort.session.cohort)}
+    said = "is asked for 3 merchants; allowed are 4 at least"
+    with pytest.raises(PolicyError, match=said):
+        cohort.share("merchant 0", keys_to_bytes({place: keys[place] for place in (0, 1, 2)}))
+    offers = cohort.offers(cohort.keys())
+    few = rows_to_bytes({place: offers.offers[place].sealed[0] for place in (3, 4)})
+    with pytest.raises(PolicyError, match=said):
+        cohort.mask("merchant 0", few, np.zeros(5, np.uint32))
+    cohort.mask("merchant 0", offers.inbox("merchant 0"), np.zeros(5, np.uint32))
+    with pytest.raises(PolicyError, match=said):
+        cohort.unmask("merchant 0", {0, 1, 2})
+    assert cohort.unmask("merchant 0", {0, 1, 2, 3})
+
+
+def test_a_merchant_opens_shares_once_whatever_it_is_asked_then(cohort_of):
+    cohort = cohort_of(5)
+    masked_cohort(cohort)
+    assert cohort.unmask("merchant 0", {0, 1, 2, 3})
+    for survivors in ({0, 1, 2, 4}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}):
+        with pytest.raises(ReplayError, match="was taken; a step is taken once"):
+            cohort.unmask("merchant 0", survivors)
+
+
+@pytest.mark.parametrize(
+    ("survivors", "said"),
+    [({1, 2, 3}, "said to be without it"), ({0, 1, 2, 5}, "not in its cohort"), ({0, 1, 4}, "handed out no shares")],
+)
+def test_a_merchant_opens_nothing_for_a_sum_that_cannot_be(cohort_of, survivors, said):
+    cohort = cohort_of(5)
+    offers = cohort.offers(cohort.keys({4}), {4})
+    cohort.mask("merchant 0", offers.inbox("merchant 0"), np.zeros(5, np.uint32))
+    with pytest.raises(PolicyError, match=said):
+        cohort.unmask("merchant 0", survivors)
+
+
+def test_a_vector_is_masked_once_and_no_step_is_skipped(cohort_of):
+    cohort = advertised(cohort_of(3))
+    with pytest.raises(PolicyError, match="has only Advertised"):
+        cohort.unmask("merchant 0", {0, 1, 2})
+    offers = cohort.offers(cohort.keys())
+    with pytest.raises(ReplayError, match="the step after Advertised of the masked sum 1 was taken"):
+        cohort.share("merchant 0", offers.keys.table())
+    cohort.mask("merchant 0", offers.inbox("merchant 0"), np.zeros(5, np.uint32))
+    with pytest.raises(ReplayError, match="the step after Shared of the masked sum 1 was taken"):
+        cohort.mask("merchant 0", offers.inbox("merchant 0"), np.ones(5, np.uint32))
+
+
+def test_who_came_late_stays_masked_although_its_masks_private_key_is_opened(cohort_of, order_hash):
+    cohort, zeros = cohort_of(4), np.zeros((4, 100_000), np.uint32)
+    offers = cohort.offers(cohort.keys())
+    late = cohort.mask("merchant 3", offers.inbox("merchant 3"), zeros[3])
+    closed = cohort.closed(offers, zeros, {3})
+    openings = {name: rows_from_bytes(opened, 66, 4) for name, opened in cohort.openings(closed).items()}
+    private = combine({i: openings[f"merchant {i}"][3] for i in range(3)}, 3)
+    context = secure_round.mask_context(cohort.session, order_hash, offers.taking_part)
+    key = X25519PrivateKey.from_private_bytes(private)
+    for place in range(3):
+        pair = masking.pair_key(key, offers.taking_part[place].mask_key, context)
+        (masking.subtract_stream if place > 3 else masking.add_stream)(late, pair)
+    # All masks between merchants are off; what is left is its own, uniform over the ring.
+    counts = np.bincount(late >> 28, minlength=16)
+    assert abs(counts - 6250).max() < 5 * np.sqrt(6250)
+
+
+def test_a_coordinator_that_tells_its_own_sum_from_the_agreed_one_gets_none(cohort_of, order_hash, ring_vectors):
+    # It told the merchants that three are in the sum, and adds up two.
+    cohort, vectors = cohort_of(3), ring_vectors(3, 50)
+    closed = cohort.closed(cohort.offers(cohort.keys()), vectors)
+    openings = cohort.openings(closed)
+    two = replace(closed, in_sum=(0, 1))
+    with pytest.raises(RoundAbandonedError, match="what was opened of 'merchant 2'"):
+        unmasked_sum(two, order_hash, {name: openings[name] for name in ("merchant 0", "merchant 1")})
+
+
+# Masks that can be guessed.
+
+
+def legacy_mask(seed: bytes, num_bits: int) -> np.ndarray:
+    """As the legacy SecAgg+ draws masks: a Mersenne twister of the seed's last bits (there 32)."""
+    folded = int.from_bytes(seed, "big") % 2**num_bits
+    return np.random.RandomState(folded).randint(0, 2**32, 8, np.uint64).astype(np.uint32)
+
+
+def enumerated_seed(mask: np.ndarray, num_bits: int) -> int | None:
+    for guess in range(2**num_bits):
+        if np.array_equal(legacy_mask(guess.to_bytes(32, "big"), num_bits), mask):
+            return guess
+    return None
+
+
+def test_enumerating_seeds_finds_a_legacy_mask_and_none_of_ours(cohort_of):
+    secret, num_bits = hashlib.sha256(b"a pair's secret").digest(), 10
+    assert enumerated_seed(legacy_mask(secret, num_bits), num_bits) == int.from_bytes(secret, "big") % 2**num_bits
+    cohort = cohort_of(3)
+    offers = cohort.offers(cohort.keys())
+    masked = cohort.mask("merchant 0", offers.inbox("merchant 0"), np.zeros(8, np.uint32))
+    assert enumerated_seed(masked, num_bits) is None
+
+
+def test_every_bit_of_a_secret_of_256_is_in_every_mask():
+    # So there is nothing smaller to enumerate than 2^256 secrets.
+    secret, context = hashlib.sha256(b"a secret").digest(), b"context"
+    streams = set()
+    for bit in range(257):
+        flipped = int.from_bytes(secret, "big") ^ (1 << bit if bit < 256 else 0)
+        stream = np.zeros(4, np.uint32)
+        masking.add_stream(stream, masking.self_key(flipped.to_bytes(32, "big"), context))
+        streams.add(stream.tobytes())
+    assert len(streams) == 257
+
+
+# What must not be seen.
+
+
+def test_no_secret_is_in_a_states_repr(cohort_of):
+    cohort = cohort_of(3)
+    offers = cohort.offers(cohort.keys())
+    shared = cohort.states["merchant 0"]
+    cohort.mask("merchant 0", offers.inbox("merchant 0"), np.zeros(5, np.uint32))
+    masked = cohort.states["merchant 0"]
+    pairs = [*masked.held.values(), shared.own_pair]
+    secrets = [shared.self_secret, shared.before.mask_key.private_bytes_raw()]
+    secrets += [half for pair in pairs for half in (pair.of_self_secret, pair.of_mask_key)]
+    shown = repr((shared, masked))
+    assert not any(repr(secret) in shown or secret.hex() in shown for secret in secrets)
+
+
+def test_forged_tables_of_keys_are_refused(cohort_of):
+    cohort = cohort_of(3)
+    table = cohort.keys().table()
+    assert keys_from_bytes(table, 3)
+    with pytest.raises(MessageError):
+        keys_from_bytes(table, 2)
+    with pytest.raises(MessageError, match="advertised keys have 128 bytes, these 127"):
+        Advertisement.from_bytes(bytes(127))
