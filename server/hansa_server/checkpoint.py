@@ -71,6 +71,9 @@ def _hold(stack: ExitStack, run: Path) -> None:
     while True:
         try:
             stack.enter_context(durable_files.exclusive(run / CHECKPOINT))
+        except FileNotFoundError:
+            # The other has come to the run's end meanwhile: there is nothing to hold any more.
+            return
         except UsageError:
             if time.monotonic() >= until:
                 raise UsageError(f"the run in {run} is still going on in another process; let it end") from None

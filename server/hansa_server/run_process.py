@@ -34,8 +34,10 @@ def open_resumable(run: Path) -> Agreement:
         UsageError: it is finished, has failed, keeps no checkpoint, or is still going on.
         CoordinatorError: its checkpoint is damaged, or of another version of Hansa.
     """
-    agreement = run_folder.open_interrupted(run)
+    run_folder.open_interrupted(run)
     with checkpoint.held(run):
+        # Again: if it was still going on, it may have come to its end.
+        agreement = run_folder.open_interrupted(run)
         checkpoint.load(run, agreement)
     return agreement
 

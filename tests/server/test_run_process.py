@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -86,6 +87,19 @@ def test_run_that_is_still_going_on_is_refused(run, hansa, monkeypatch):
         refused = hansa("server", "resume", run)
     assert refused.exit_code == 2
     assert "still going on in another process" in refused.stderr
+
+
+def test_run_that_ends_while_it_is_waited_for_is_told_as_finished(run, hansa):
+    held = checkpoint.held(run)
+    held.__enter__()
+
+    def end():
+        (run / "metrics.json").write_text("{}")
+        checkpoint.remove(run)
+        held.__exit__(None, None, None)
+
+    threading.Timer(0.5, end).start()
+    assert "holds a finished run, so there is nothing to resume" in hansa("server", "resume", run).stderr
 
 
 def test_run_that_can_go_on_waits_for_a_superlink(run, hansa):
