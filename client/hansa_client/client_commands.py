@@ -8,6 +8,7 @@ import typer
 
 from hansa_client.approve_command import approve
 from hansa_client.audit_command import audit
+from hansa_client.check_command import check
 from hansa_client.enroll_command import enroll
 from hansa_client.fetch_command import fetch
 from hansa_client.start_command import start
@@ -20,5 +21,5 @@ def _group() -> None:
     """Take part in a federation as a merchant."""
 
 
-for _command in (enroll, approve, start, fetch, audit):
+for _command in (enroll, approve, check, start, fetch, audit):
     client.command()(_command)

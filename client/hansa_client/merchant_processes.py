@@ -51,13 +51,13 @@ def run(taking_part: Participation, user: NodeUser | None, tell: Tell) -> NoRetu
         check_socket_folder(folder)
         if user is not None:
             user.share(folder)
-        kept = stack.enter_context(keeping(tell))
-        kept.keep(_Trainer(taking_part, folder, tell).part)
-        server = taking_part.coordinator
+        kept, server = stack.enter_context(keeping(tell)), taking_part.coordinator
         if taking_part.enrolment is not None:
+            # First, so that a gateway that cannot be reached is told before any row is read.
             listener = stack.enter_context(forwarder.listening())
             kept.keep(_forwarder_part(taking_part, listener, user))
             server = Address(*listener.getsockname())
+        kept.keep(_Trainer(taking_part, folder, tell).part)
         kept.keep(Part(flower_node.NAME, _node(taking_part, server, folder, user).running))
         tell(f"waiting for orders from {taking_part.coordinator}; Ctrl-C stops")
         kept.wait()

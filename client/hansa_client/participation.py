@@ -78,31 +78,24 @@ def enrolled(given: Given, now: datetime) -> Participation:
         MessageError: the coordinator of the agreement did not sign the kit.
         CertificateError: its certificate does not hold, or not now.
     """
-    if not (given.state / FEDERATION).exists():
-        raise UsageError(
-            f"nobody has enrolled in {given.state}: begin with `hansa client enroll NAME`; to try Hansa on this "
-            "machine alone, say --development, with --agreement and --merchant"
-        )
-    agreement, path = approved_agreement(given)
-    if agreement.trust is None:
-        raise UsageError("the agreement approved last has no [trust]; approve the one from the coordinator's kit")
-    content = (given.state / FEDERATION).read_bytes()
-    merchant = decode_federation(content, agreement.trust.coordinator, str(given.state / FEDERATION)).merchant
+    _check_enrolled(given.state)
+    agreement = agreement_in(given)
+    path = Approvals(given.state).file_of(agreement.fingerprint)
+    merchant = enrolled_name(given.state, agreement)
     enrolment = read_enrolment(given.state, merchant, agreement, now)
     return Participation(merchant, agreement, given.files(path), enrolment.federation.address, enrolment)
 
 
-def approved_agreement(given: Given) -> tuple[Agreement, Path]:
-    """The agreement to take part under, and where its approved form is.
+def agreement_in(given: Given) -> Agreement:
+    """The agreement that was named, be it approved or not, else the one approved last.
 
     Raises:
-        MerchantError: it is not approved, or no agreement is.
+        MerchantError: none is approved, or the file is not what was.
         AgreementError: it is none.
     """
-    approvals = Approvals(given.state)
     if given.agreement is not None:
-        named, _ = read_agreement(given.agreement)
-        return named, approvals.file_of(named.fingerprint)
+        return read_agreement(given.agreement)[0]
+    approvals = Approvals(given.state)
     path = approvals.latest_file()
     if path is None:
         raise MerchantError(
@@ -111,7 +104,29 @@ def approved_agreement(given: Given) -> tuple[Agreement, Path]:
         )
     # Held against its fingerprint first.
     approvals.latest()
-    return read_agreement(path)[0], path
+    return read_agreement(path)[0]
+
+
+def enrolled_name(state: Path, agreement: Agreement) -> str:
+    """Who has enrolled in a state folder with the coordinator whom the agreement names.
+
+    Raises:
+        UsageError: nobody, or the agreement names no coordinator.
+        MessageError: another coordinator signed the kit.
+    """
+    _check_enrolled(state)
+    if agreement.trust is None:
+        raise UsageError("the agreement has no [trust]; approve the one from the coordinator's kit")
+    content = (state / FEDERATION).read_bytes()
+    return decode_federation(content, agreement.trust.coordinator, str(state / FEDERATION)).merchant
+
+
+def _check_enrolled(state: Path) -> None:
+    if not (state / FEDERATION).exists():
+        raise UsageError(
+            f"nobody has enrolled in {state}: begin with `hansa client enroll NAME`, and install the coordinator's "
+            "kit; to try Hansa on this machine alone, say --development"
+        )
 
 
 def in_development(given: Given, merchant: str | None, server: Address) -> Participation:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import socket
+import ssl
+import threading
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -119,3 +123,55 @@ def now():
         return datetime.now(UTC) + timedelta(**later)
 
     return moment
+
+
+class Door:
+    """A gateway as far as a merchant can tell before it takes part: TLS both ways, and an answer for who asks how it
+    goes. Its clock can be set.
+    """
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.heard: list[bytes] = []
+        self.ahead = timedelta()
+        self.context: ssl.SSLContext | None = None
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def open(self, server: Path) -> None:
+        """Let in those who show a certificate of the authority in the coordinator's state folder."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(server / "ca.crt")
+        context.load_cert_chain(server / "server.crt", server / "server.key")
+        self.context = context
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                raw, _ = self.listener.accept()
+            except OSError:
+                return
+            with raw, contextlib.suppress(OSError), self.context.wrap_socket(raw, server_side=True) as connection:
+                self.heard.append(connection.recv(65536))
+                date = format_datetime(datetime.now(UTC) + self.ahead, usegmt=True)
+                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nDate: {date}\r\n\r\n".encode())
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+@pytest.fixture
+def door(installed):
+    """The gateway that alder's kit names; alder has approved, and has a table."""
+    door = Door()
+    installed.provision("--host", door.address, agreement="kits/agreement.toml")
+    door.open(installed.folder / "server")
+    silently("client", "enroll", "alder", "--state", installed.state, "--kit", installed.kit)
+    fingerprint = installed.agreed.fingerprint
+    silently("client", "approve", installed.kit / "agreement.toml", "--state", installed.state, "--yes-to", fingerprint)
+    (installed.folder / "alder.csv").write_text("gift,fraud\n" + "true,1\nfalse,0\nfalse,1\ntrue,0\n" * 10)
+    yield door
+    door.close()
