@@ -46,6 +46,7 @@ from hansa_common.fleet_api import (
 from hansa_common.http_heads import RequestHead, ResponseHead
 from hansa_common.http_wire import Wire
 from hansa_common.log_lines import log_to_stderr
+from hansa_common.own_program import run_program
 from hansa_common.readiness import running_when_ready, tell_ready
 from hansa_common.stopping import stopped_by_sigterm
 
@@ -334,4 +335,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

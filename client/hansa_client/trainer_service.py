@@ -43,6 +43,7 @@ from hansa_client.trainer_link import (
 from hansa_common import children, durable_files
 from hansa_common.errors import HansaError, UsageError
 from hansa_common.log_lines import log_to_stderr
+from hansa_common.own_program import run_program
 
 STOP_SECONDS: Final = 10.0
 QUALITY_NAME: Final = "data_quality.json"
@@ -199,4 +200,4 @@ def _stop_with_parent(stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)
