@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import select
 import socket
 import ssl
@@ -135,13 +136,13 @@ class Attacker:
         if identity is not None:
             self.context.load_cert_chain(*identity)
 
-    def connected(self, seconds: float = 20.0) -> ssl.SSLSocket:
-        raw = socket.create_connection((self.address.host, self.address.port), seconds)
+    def connected(self, seconds: float = 20.0, *, source: str = "") -> ssl.SSLSocket:
+        raw = socket.create_connection((self.address.host, self.address.port), seconds, (source, 0))
         return self.context.wrap_socket(raw, server_hostname=self.address.host)
 
-    def says(self, content: bytes) -> Answer:
-        """Send bytes, and nothing after them; read until the gateway closes."""
-        with self.connected() as connection:
+    def says(self, content: bytes, *, source: str = "") -> Answer:
+        """Send bytes, and nothing after them; read until the gateway closes. `source` is an address to come from."""
+        with self.connected(source=source) as connection:
             # A gateway that refuses may close while something is still sent.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 connection.sendall(content)
@@ -280,6 +281,28 @@ def started_gateway(federation: Federation, *options: str, log: str = "gateway.l
     log_path = federation.folder / log
     with running_when_ready("the gateway", command, os.environ, seconds=START_SECONDS, log=log_path) as (child, line):
         yield child, parse_address(line)
+
+
+class PeakMemory:
+    """The most memory that a process has used since this was made, beyond what it used then."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = Path(f"/proc/{pid}")
+        # What is written here, proc(5) says, lets the peak begin anew.
+        (self._process / "clear_refs").write_text("5")
+        self._before = self._peak_bytes()
+
+    def _peak_bytes(self) -> int:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", (self._process / "status").read_text())[1]) << 10
+
+    @property
+    def growth_bytes(self) -> int:
+        return self._peak_bytes() - self._before
+
+
+@pytest.fixture(scope="session")
+def peak_memory():
+    return PeakMemory
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.system
 
 PULL = "/v1/fleet/pull-messages"
 NOBODY = 65534
+LISTENER_AND_ONE = 2
 
 
 def told(gateway: Address, state: Path) -> str:
@@ -173,6 +175,11 @@ def pulls(party, address: Address) -> int:
     return answers(party, address, [(PULL, None)])[0][0]
 
 
+def num_sockets(pid: int) -> int:
+    links = [link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum(name.startswith("socket:") for name in links)
+
+
 @pytest.fixture
 def alphas(federation, running_forwarder):
     """Alpha's forwarder: its process, its address, its log."""
@@ -187,9 +194,11 @@ def test_node_is_served_over_one_connection_that_is_kept(federation, alphas):
     for _ in range(5):
         assert answers(federation.alpha, address, [(PULL, None)] * 10) == [(200, b"")] * 10
     assert log.read_text() == ""
-    links = [link.readlink().name for link in Path(f"/proc/{child.process.pid}/fd").iterdir()]
-    # The listener, one to the gateway, and perhaps the last of the node's.
-    assert sum(name.startswith("socket:") for name in links) <= 3
+    # Of connections that were given back, one serves all; a thread may still be closing the node's.
+    pause, until = threading.Event(), time.monotonic() + 20
+    while num_sockets(child.process.pid) > LISTENER_AND_ONE:
+        assert time.monotonic() < until
+        pause.wait(0.05)
 
 
 def test_forwarder_passes_no_control_request_of_a_local_process(federation, alphas):
@@ -231,17 +240,13 @@ def test_node_that_runs_as_a_user_of_its_own_is_served_and_others_are_not(federa
         assert not healthy_for(0, address)
 
 
-def test_long_message_goes_through_the_forwarder_in_pieces(federation, alphas):
+def test_long_message_goes_through_the_forwarder_in_pieces(federation, alphas, peak_memory):
     child, address, _ = alphas
-    before = peak_memory_bytes(child.process.pid)
+    peak = peak_memory(child.process.pid)
     size = 96 << 20
     ((status, _),) = answers(federation.alpha, address, [(PUSH_OBJECT, b"\x00" * size)])
     assert status in range(400, 500)
-    assert peak_memory_bytes(child.process.pid) - before < size / 4
-
-
-def peak_memory_bytes(pid: int) -> int:
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) << 10
+    assert peak.growth_bytes < size / 4
 
 
 def test_gateway_that_goes_and_comes_back_is_told_once_each(federation, running_gateway, running_forwarder):

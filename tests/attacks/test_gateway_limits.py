@@ -8,7 +8,6 @@ import socket
 import ssl
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -128,20 +127,14 @@ def test_silent_strangers_keep_nobody_out(federation):
         assert is_served(federation, federation.alpha)
 
 
-def peak_memory_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
-
-
-def test_long_message_goes_through_in_pieces(federation):
-    pid = federation.gateway_process.process.pid
-    before = peak_memory_bytes(pid)
+def test_long_message_goes_through_in_pieces(federation, peak_memory):
+    peak = peak_memory(federation.gateway_process.process.pid)
     size = 96 << 20
     answer = federation.attacker(federation.beta).asks(PUSH_OBJECT, b"\x00" * size, federation.beta.signed())
     # SuperLink has seen all of it, and that it is no protobuf.
     assert answer.status in range(400, 500)
     assert "hansa-refusal" not in answer.headers
-    assert peak_memory_bytes(pid) - before < size / 4
+    assert peak.growth_bytes < size / 4
 
 
 def test_flood_of_refusals_fills_no_log(federation):
