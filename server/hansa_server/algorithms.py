@@ -80,6 +80,19 @@ def step(state: ServerState, plan: Plan, mean_update: Doubles, control_step: Dou
             return _adaptive(state, plan, mean_update)
 
 
+def control_step_from_mean(
+    control: Doubles, mean_update: Doubles, num_steps: int, learning_rate: float, share_of_rows: float
+) -> Doubles:
+    """SCAFFOLD's control_step where every merchant took the same steps at the same learning rate: from the mean update
+    alone, so that a masked round needs one sum. `share_of_rows` is the cohort's of all registered merchants' rows.
+
+    Each merchant's change, -c - update / (num_steps * learning_rate), is the same affine function of its update, so the
+    mean change is that of the mean. Where steps differ, it is not, and no second sum may say it: two sums weighted
+    otherwise give single merchants' updates away.
+    """
+    return -share_of_rows * (control + mean_update / (num_steps * learning_rate))
+
+
 def _adaptive(state: ServerState, plan: Plan, mean_update: Doubles) -> ServerState:
     momentum = plan.server_momentum * state.momentum + (1 - plan.server_momentum) * mean_update
     square = mean_update**2

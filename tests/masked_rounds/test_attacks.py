@@ -11,7 +11,15 @@ from hansa_common import masking, secure_round
 from hansa_common.errors import MessageError, PolicyError, ReplayError, RoundAbandonedError, SignatureError
 from hansa_common.messages import RoundOrder
 from hansa_common.secret_sharing import combine
-from hansa_common.secure_keys import Advertisement, KeyHistory, Session, keys_from_bytes, keys_to_bytes, sign_keys
+from hansa_common.secure_keys import (
+    Advertisement,
+    KeyHistory,
+    Session,
+    keys_from_bytes,
+    keys_to_bytes,
+    mask_context,
+    sign_keys,
+)
 from hansa_common.secure_rows import rows_from_bytes, rows_to_bytes
 from hansa_common.secure_shares import SEALED_BYTES
 from hansa_common.secure_thresholds import secure_thresholds
@@ -78,9 +86,18 @@ def test_nothing_is_read_of_a_sum_over_orders_that_differ(cohort_of, order_hash,
     }
     total = np.sum(masked, axis=0, dtype=np.uint32)
     for place, known in enumerate(hashes):
-        context = secure_round.mask_context(cohort.session, known, offers.taking_part)
+        context = mask_context(cohort.session, known, offers.taking_part)
         masking.unmask_self(total, masking.self_key(secrets[place], context))
     assert np.count_nonzero(total) > 990
+
+
+def test_masks_depend_on_who_takes_part_and_under_which_keys(cohort_of, order_hash):
+    cohort = cohort_of(4)
+    keys = dict(cohort.keys().advertisements)
+    resigned = replace(keys[3], share_key=keys[0].share_key)
+    others = ({place: keys[place] for place in (0, 1, 2)}, {**keys, 0: keys[1], 1: keys[0]}, {**keys, 3: resigned})
+    contexts = {mask_context(cohort.session, order_hash, taking_part) for taking_part in (keys, *others)}
+    assert len(contexts | {mask_context(cohort.at_round(2).session, order_hash, keys)}) == 5
 
 
 # Keys that are not their merchant's, or not for this sum.
@@ -297,7 +314,7 @@ def test_who_came_late_stays_masked_although_its_masks_private_key_is_opened(coh
     closed = cohort.closed(offers, zeros, {3})
     openings = {name: rows_from_bytes(opened, 66, 4) for name, opened in cohort.openings(closed).items()}
     private = combine({i: openings[f"merchant {i}"][3] for i in range(3)}, 3)
-    context = secure_round.mask_context(cohort.session, order_hash, offers.taking_part)
+    context = mask_context(cohort.session, order_hash, offers.taking_part)
     key = X25519PrivateKey.from_private_bytes(private)
     for place in range(3):
         pair = masking.pair_key(key, offers.taking_part[place].mask_key, context)
