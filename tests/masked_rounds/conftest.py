@@ -71,6 +71,11 @@ class Cohort:
         self.states[name] = state
         return state.advertisement.to_bytes()
 
+    def advertise_all(self) -> Cohort:
+        for name in self.session.cohort:
+            self.advertise(name)
+        return self
+
     def share(self, name: str, table: bytes) -> bytes:
         keys = keys_from_bytes(table, len(self.session.cohort))
         history = self.histories.get(name, KeyHistory())

@@ -68,8 +68,9 @@ def test_as_many_dropouts_as_are_tolerated_and_not_one_more(cohort_of, ring_vect
         return cohort_of(num_merchants, limits).total(vectors, absent)
 
     assert end(limits.dropouts).size == vectors.shape[1]
-    with pytest.raises(RoundAbandonedError, match="is abandoned"):
+    with pytest.raises(RoundAbandonedError, match="the masked sum 1 is abandoned") as abandoned:
         end(limits.dropouts + 1)
+    assert abandoned.value.reason == REASONS[step]
 
 
 def test_later_sums_of_the_same_merchants_are_right_too(cohort_of, ring_vectors):
