@@ -13,12 +13,7 @@ from hansa_common import masking, secure_round
 from hansa_common.errors import MessageError, PolicyError, ReplayError, RoundAbandonedError
 from hansa_common.messages import RoundOrder
 from hansa_common.secret_sharing import combine
-from hansa_common.secure_keys import (
-    Advertisement,
-    keys_from_bytes,
-    keys_to_bytes,
-    mask_context,
-)
+from hansa_common.secure_keys import Advertisement, keys_from_bytes, keys_to_bytes, mask_context
 from hansa_common.secure_rows import rows_from_bytes, rows_to_bytes
 from hansa_common.secure_thresholds import secure_thresholds
 from hansa_server.unmasking import unmasked_sum
