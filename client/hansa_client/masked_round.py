@@ -1,4 +1,4 @@
-"""A merchant's part in the masked sums of a run: each sum's steps laid into two exchanges, beside those of the next.
+"""A merchant's part in the masked sums of one run: each sum's steps laid into two exchanges, beside those of the next.
 
 exchange   of the sum r                           of the sum r + 1
 mask       shares in, the masked vector out       fresh keys out
@@ -9,7 +9,7 @@ part that was broken off: keys and shares are in memory alone, and `begin` forge
 takes two exchanges.
 
 - A refused exchange leaves everything as it was; what was answered is not answered again. Who holds a state keeps the
-  latest alone, and the history of keys for as long as the run.
+  latest alone, and the history of keys for as long as the run can come back.
 
 What each step refuses is secure_round.py's. Which sums this merchant takes part in, and what its vector is, is for
 others to say.

@@ -158,25 +158,28 @@ def mask_context(session: Session, order_hash: bytes, taking_part: Mapping[int, 
 
 @dataclass(frozen=True)
 class KeyHistory:
-    """The keys of a run's rounds so far, as digests, and the last of these rounds."""
+    """The keys of one run's rounds so far, as digests, and the last of these rounds; empty before the first."""
 
     run_id: str = ""
     round: int = 0
     used: frozenset[bytes] = field(default=frozenset(), repr=False)
 
     def at(self, session: Session) -> KeyHistory:
-        """The history of the session's run, its round begun.
+        """The history with the session's round begun.
 
         Raises:
+            PolicyError: the history is another run's.
             ReplayError: the round was there, or a later one.
         """
-        known = self if session.run_id == self.run_id else KeyHistory(session.run_id)
-        if session.round <= known.round:
+        # To begin anew for each run would be to forget: a run could be left and come back to.
+        if self.run_id not in {"", session.run_id}:
+            raise PolicyError(f"a masked sum of run {session.run_id!r} is asked for among those of {self.run_id!r}")
+        if session.round <= self.round:
             raise ReplayError(
                 f"the masked sum {session.round} of run {session.run_id!r} was there; "
-                f"allowed is a number above {known.round}"
+                f"allowed is a number above {self.round}"
             )
-        return KeyHistory(session.run_id, session.round, known.used)
+        return KeyHistory(session.run_id, session.round, self.used)
 
     def check(self, advertisements: Collection[Advertisement]) -> frozenset[bytes]:
         """The digests of fresh keys.

@@ -107,6 +107,14 @@ def test_a_round_that_was_there_is_not_shared_in_again_under_new_keys(cohort_of)
         sharing(again, "merchant 0")
 
 
+def test_another_run_is_not_a_way_to_forget_the_keys_of_this_one(cohort_of):
+    first = cohort_of(3)
+    first.offers(first.keys())
+    other = replace(first, session=replace(first.session, run_id="run-2"), states={}).advertise_all()
+    with pytest.raises(PolicyError, match="a masked sum of run 'run-2' is asked for among those of 'run-1'"):
+        sharing(other, "merchant 0")
+
+
 def test_merchants_that_the_agreement_does_not_name_are_refused(cohort_of):
     cohort = cohort_of(4).advertise_all()
     identities = {name: key for name, key in cohort.identities.items() if name != "merchant 3"}
