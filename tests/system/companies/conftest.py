@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -184,10 +185,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Party:
-    """A company, by the folder that it works in; its state is where the commands put it unless they are told."""
+    """A company, by the folder that it works in; its state is where the commands put it unless they are told. What it
+    runs is noted.
+    """
 
     name: str
     folder: Path
+    said: list[str] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -195,6 +199,7 @@ class Party:
 
     def hansa(self, *words: object) -> Finished:
         """A command to its end."""
+        self.said.append(shlex.join(map(str, words)))
         done = subprocess.run(
             [*HANSA, *map(str, words)], cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
         )
@@ -209,6 +214,7 @@ class Party:
     @contextmanager
     def running(self, *words: object) -> Iterator[Command]:
         """A command while the block runs."""
+        self.said.append(shlex.join(map(str, words)))
         started = Command(self.folder, *words)
         try:
             yield started
@@ -239,16 +245,16 @@ class Companies:
         for party in self.merchants.values():
             shutil.copy(party.state / f"{party.name}.request.json", requests)
             shutil.copy(self.folder / f"{party.name}.csv", party.folder)
-        self.coordinator.told("provision", "agreement.toml", "--host", self.address, "--requests", requests)
+        places = ("--requests", "requests", "-o", "kits")
+        self.coordinator.told("provision", "agreement.toml", "--host", self.address, *places)
         told = tomllib.loads((kits / MERCHANTS[0] / "federation.toml").read_text())
         self.fingerprint = told["agreement"]
         at_once([lambda party=party: self._join(party, kits) for party in self.merchants.values()])
 
     def _join(self, party: Party, kits: Path) -> None:
-        kit = party.folder / "kits" / party.name
-        shutil.copytree(kits / party.name, kit)
-        party.told("client", "enroll", party.name, "--kit", kit)
-        party.told("client", "approve", kit / "agreement.toml", "--yes-to", self.fingerprint)
+        shutil.copytree(kits / party.name, party.folder / "kits" / party.name)
+        party.told("client", "enroll", party.name, "--kit", f"kits/{party.name}")
+        party.told("client", "approve", f"kits/{party.name}/agreement.toml", "--yes-to", self.fingerprint)
 
     @contextmanager
     def serving(self) -> Iterator[Command]:
