@@ -85,9 +85,9 @@ class Node:
         with ExitStack() as stack:
             if self.user is not None:
                 home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hansa-node-")))
-                self.user.give(home)
                 trusted = None if trusted is None else self.user.lend(trusted, home)
                 key = None if key is None else self.user.lend(key, home)
+                self.user.give(home)
             flowers = command(self.server, free_port(), self.trainer_socket, trusted)
             signing = [] if key is None else ["--node-key", str(key)]
             child, _ = stack.enter_context(

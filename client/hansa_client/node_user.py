@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +54,17 @@ class NodeUser:
         os.chown(folder, self.uid, self.gid)
 
     def lend(self, file: Path, home: Path) -> Path:
-        """A copy of a file that the node alone may read, in its home."""
+        """A copy of a file that the node alone may read, in its home, which is not given to it yet: root would follow a
+        link that the node has put there, and give it what the link is to.
+
+        Raises:
+            FileExistsError: something of this name is there.
+        """
         copy = home / file.name
-        shutil.copyfile(file, copy)
-        copy.chmod(0o400)
-        os.chown(copy, self.uid, self.gid)
+        descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        with os.fdopen(descriptor, "wb") as lent:
+            lent.write(file.read_bytes())
+            os.fchown(descriptor, self.uid, self.gid)
         return copy
 
 

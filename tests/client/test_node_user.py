@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+from contextlib import nullcontext
 
 import pytest
 
-from hansa_client import node_user
+from hansa_client import flower_node, node_user
 from hansa_client.node_user import NodeUser, is_shared
 from hansa_client.trainer_link import ACCESS_NAME, new_access
 from hansa_client.trainer_service import check_socket_folder
+from hansa_common.addresses import Address
 from hansa_common.errors import UsageError
 
 ANOTHER = "nobody"
@@ -76,9 +78,35 @@ def test_lent_file_is_the_nodes_alone_and_cannot_be_changed_at_the_lender(user, 
     file, home = tmp_path / "trusted.yaml", tmp_path / "home"
     file.write_text("whom")
     home.mkdir(mode=0o700)
-    user.give(home)
     lent = user.lend(file, home)
+    user.give(home)
     found = lent.stat()
     assert (found.st_uid, stat.S_IMODE(found.st_mode), lent.read_text()) == (user.uid, 0o400, "whom")
     assert file.stat().st_uid == 0
     assert home.stat().st_uid == user.uid
+
+
+def test_link_that_the_node_has_put_in_its_home_is_not_followed_by_root(user, tmp_path):
+    """It would overwrite what the link is to, and make it the node's: a node that outlives its start waits for that."""
+    file, home, roots = tmp_path / "node.key", tmp_path / "home", tmp_path / "roots"
+    file.write_text("the node's")
+    roots.write_text("root's")
+    home.mkdir(mode=0o700)
+    user.give(home)
+    (home / file.name).symlink_to(roots)
+    with pytest.raises(FileExistsError):
+        user.lend(file, home)
+    assert (roots.read_text(), roots.stat().st_uid) == ("root's", 0)
+
+
+def test_node_gets_its_home_once_everything_that_is_lent_is_in_it(user, tmp_path, monkeypatch):
+    lent: list[list[str]] = []
+    monkeypatch.setattr(NodeUser, "give", lambda _, folder: lent.append(sorted(path.name for path in folder.iterdir())))
+    monkeypatch.setattr(flower_node, "running_when_ready", lambda *_, **__: nullcontext((None, "")))
+    for name in ("node.key", "trusted.yaml"):
+        (tmp_path / name).write_text(name)
+    node = flower_node.Node(
+        Address("127.0.0.1", 1), tmp_path / "socket", tmp_path, tmp_path / "trusted.yaml", tmp_path / "node.key", user
+    )
+    with node.running(lambda _: None):
+        assert lent == [["node.key", "trusted.yaml"]]
