@@ -4,8 +4,9 @@ A reply is a record whose fields are all that there is, so no text of an excepti
 it. This looks at the finished bytes once more, whoever made them:
 
 - they are one whole record, the reply to this order in this merchant's name, of the kind that belongs to the order;
-- a score histogram has no positives or at least `min_positives` of them; a count of the statistics is 0 or at least
-  `min_count`.
+- a score histogram is all zero or has at least `min_positives` positives; a count of the statistics or of activations
+  is 0 or at least `min_count`, and beside a count that is withheld there are no sums;
+- own figures leave only with `share_metrics`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from hansa_common.messages import (
 )
 from hansa_common.metrics import NUM_BINS, Histogram
 from hansa_common.schema import NumericFeature
+from hansa_common.statistics import Statistics
 
 REPLY_KINDS: Final[dict[type[Order], type[Reply]]] = {
     IntroduceOrder: Introduction,
@@ -66,12 +68,18 @@ def check_departure(message: bytes, order: Order, order_hash: str, merchant: str
     if (reply.merchant, reply.order_hash) != (merchant, order_hash):
         raise MerchantError(f"a {reply.KIND} was to leave in the name of {reply.merchant!r}, or for another order")
     for name, histogram in _histograms(reply):
-        positives = int(histogram[NUM_BINS:].sum())
-        if histogram.any() and positives < agreement.privacy.min_positives:
+        # A number below 0 is no count, and would hide in a sum.
+        positives = int(histogram[NUM_BINS:].clip(min=0).sum())
+        if (histogram < 0).any() or (histogram.any() and positives < agreement.privacy.min_positives):
             least = agreement.privacy.min_positives
             raise MerchantError(f"a {name} of {positives} positives was to leave; privacy.min_positives is {least}")
-    if isinstance(reply, StatisticsReply):
-        _check_counts(reply, agreement)
+    match reply:
+        case StatisticsReply():
+            _check_floor(_counts(reply, agreement), agreement)
+        case RangesReply():
+            _check_floor(reply.histograms, agreement)
+        case EvaluateReply() if reply.metrics is not None and not agreement.privacy.share_metrics:
+            raise MerchantError("own figures were to leave; privacy.share_metrics is false")
     return reply
 
 
@@ -86,14 +94,20 @@ def _histograms(reply: Reply) -> Iterator[tuple[str, Histogram]]:
             yield "candidate", reply.candidate
 
 
-def _check_counts(reply: StatisticsReply, agreement: Agreement) -> None:
+def _counts(reply: StatisticsReply, agreement: Agreement) -> Statistics:
+    """Whatever counts rows in it; sums do not."""
     counts = [reply.statistics[: statistics.NUM_ROW_COUNTS]]
     for feature, part in statistics.parts(agreement.features, reply.statistics):
-        # Of sums, the first is the count that they stand on.
         are_sums = isinstance(feature, NumericFeature) and feature.scaling != "quantile"
+        # Of sums, the first is the count that they stand on.
+        if are_sums and not part[0] and part.any():
+            raise MerchantError(f"sums of feature {feature.name!r} were to leave beside a count that is withheld")
         counts.append(part[:1] if are_sums else part)
-    every = np.concatenate(counts)
-    below = every[(every > 0) & (every < agreement.privacy.min_count)]
-    if below.size:
-        least = agreement.privacy.min_count
-        raise MerchantError(f"{below.size} counts below privacy.min_count = {least} were to leave")
+    return np.concatenate(counts)
+
+
+def _check_floor(counts: Statistics, agreement: Agreement) -> None:
+    least = agreement.privacy.min_count
+    num_below = np.count_nonzero(counts[counts < least])
+    if num_below:
+        raise MerchantError(f"{num_below} counts below privacy.min_count = {least} were to leave")

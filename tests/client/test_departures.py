@@ -18,10 +18,13 @@ from hansa_common.messages import (
     EvaluateReply,
     Introduction,
     Order,
+    RangesOrder,
+    RangesReply,
     Refusal,
     Reply,
     RoundOrder,
     RoundReply,
+    SharedMetrics,
     StatisticsOrder,
     StatisticsReply,
     encode,
@@ -45,6 +48,10 @@ AGREED = validate_agreement(
 HEAD = {"merchant": "alder", "order_hash": "a" * 64}
 NONE = np.zeros(0, np.float32)
 STATISTICS = [90, 40, 80, 2**27, 2**26, *[10] * 8, 60, 5]
+
+
+SUMMED = 2
+NO_SUMS = StatisticsReply(**HEAD, statistics=np.array([90, 40, 0, 0, 0, *[10] * 8, 60, 5]), num_train_rows=90)
 
 
 def histogram(negatives: int, positives: int):
@@ -128,7 +135,7 @@ def scored(field: str, counts):
 def test_histogram_of_fewer_positives_than_the_floor_does_not_leave(field):
     for allowed in (histogram(0, 0), histogram(50, 3), histogram(0, 3)):
         checked(*scored(field, allowed))
-    for counts in (histogram(50, 2), histogram(50, 0), histogram(0, 1)):
+    for counts in (histogram(50, 2), histogram(50, 0), histogram(0, 1), histogram(-50, 3)):
         with pytest.raises(MerchantError, match="min_positives is 3"):
             checked(*scored(field, counts))
 
@@ -136,8 +143,8 @@ def test_histogram_of_fewer_positives_than_the_floor_does_not_leave(field):
 @pytest.mark.parametrize("place", [0, 1, 2, 5, 12, 13, 14])
 def test_count_below_the_floor_does_not_leave(place):
     for allowed in (0, 5):
-        checked(StatisticsOrder, statistics_with(place, allowed))
-    for count in (1, 4):
+        checked(StatisticsOrder, statistics_with(place, allowed) if place != SUMMED or allowed else NO_SUMS)
+    for count in (1, 4, -7):
         with pytest.raises(HansaError, match=r"1 counts below privacy\.min_count = 5"):
             checked(StatisticsOrder, statistics_with(place, count))
 
@@ -145,3 +152,22 @@ def test_count_below_the_floor_does_not_leave(place):
 @pytest.mark.parametrize("place", [3, 4])
 def test_sums_are_no_counts(place):
     checked(StatisticsOrder, statistics_with(place, 3))
+
+
+def test_sums_beside_a_count_that_is_withheld_do_not_leave():
+    checked(StatisticsOrder, NO_SUMS)
+    with pytest.raises(MerchantError, match="sums of feature 'amount'"):
+        checked(StatisticsOrder, statistics_with(SUMMED, 0))
+
+
+def test_activations_that_fewer_rows_than_the_floor_reach_do_not_leave():
+    checked(RangesOrder, RangesReply(**HEAD, histograms=np.array([0, 5, 900])))
+    for count in (1, 4, -7):
+        with pytest.raises(MerchantError, match=r"1 counts below privacy\.min_count = 5"):
+            checked(RangesOrder, RangesReply(**HEAD, histograms=np.array([0, count, 900])))
+
+
+def test_own_figures_do_not_leave_unless_the_agreement_shares_them():
+    figures = SharedMetrics(num_test_rows=53, roc_auc=0.5, pr_auc=0.5)
+    with pytest.raises(MerchantError, match="share_metrics is false"):
+        checked(EvaluateOrder, EvaluateReply(**HEAD, histogram=histogram(50, 3), metrics=figures))
