@@ -18,6 +18,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ from hansa_common.fleet_api import (
 )
 from hansa_common.http_heads import RequestHead, ResponseHead
 from hansa_common.http_wire import Wire
-from hansa_common.log_lines import log_to_stderr
+from hansa_common.log_lines import Sparing, log_to_stderr
 from hansa_common.own_program import run_program
 from hansa_common.readiness import running_when_ready, tell_ready
 from hansa_common.stopping import stopped_by_sigterm
@@ -80,25 +81,33 @@ REFUSALS: Final = {
 
 
 class Diary:
-    """What is said of the gateway: each trouble once, and once that it is over. For many threads."""
+    """What is said of the gateway: each trouble once, and once that it is over; and of others who connect. A gateway
+    that finds ever new words, or a user who connects ever again, gets a few lines a minute. For many threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._trouble = ""
+        self._sparing = Sparing(_log.warning, time.monotonic)
 
     def trouble(self, line: str) -> None:
         """The gateway does not serve, and why."""
         with self._lock:
             if line != self._trouble:
                 self._trouble = line
-                _log.warning("%s", line)
+                self._sparing("not served", line)
 
     def served(self) -> None:
         """The gateway has served a request."""
         with self._lock:
             if self._trouble:
                 self._trouble = ""
-                _log.warning("the gateway serves again")
+                self._sparing("served", "the gateway serves again")
+
+    def stranger(self, user: int | None, served: int) -> None:
+        """Another user of this machine has connected."""
+        with self._lock:
+            self._sparing("not let in", f"user {user} of this machine connected; only user {served} is served")
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class Forwarder:
     def _check_user(self, connection: socket.socket) -> None:
         user = user_of_peer(connection)
         if user not in {None, self.user}:
-            _log.warning("user %s of this machine connected; only user %s is served", user, self.user)
+            self.diary.stranger(user, self.user)
             raise ConnectionError("not the user that is served")
 
     def _converse(self, node: Wire) -> None:
