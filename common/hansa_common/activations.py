@@ -6,6 +6,8 @@ input      what the first hidden layer takes: dense inputs, then embedding rows
 linear_i   hidden layer i before its norm and activation; only where these are not one step with the layer
 hidden_i   hidden layer i after its activation
 
+The last hidden layer has no name here: what it gives stays float in the int8 network (hansa_server.compression).
+
 - Merging is addition, and every vector has the length that the specification fixes, so that secure aggregation can
   carry it.
 - A bin that fewer than min_count rows reach is released as zero: however many units a row drives far out, that row
@@ -72,7 +74,7 @@ def is_one_step(spec: ModelSpec) -> bool:
 def activation_widths(spec: ModelSpec) -> dict[str, int]:
     """The width of each named tensor, in the network's order."""
     widths = {INPUT: spec.num_dense + sum(embedding.dim for embedding in spec.embeddings)}
-    for i, num_units in enumerate(spec.hidden):
+    for i, num_units in enumerate(spec.hidden[:-1]):
         names = (f"hidden_{i}",) if is_one_step(spec) else (f"linear_{i}", f"hidden_{i}")
         widths |= dict.fromkeys(names, num_units)
     return widths
@@ -92,13 +94,12 @@ def forward(spec: ModelSpec, weights: Vector, inputs: Inputs) -> tuple[Values, d
     x = np.concatenate([inputs.dense.astype(np.float64), *rows], axis=1)
     found = {INPUT: x}
     for i in range(len(spec.hidden)):
-        x = x @ arrays[f"hidden_{i}.kernel"] + arrays[f"hidden_{i}.bias"]
-        if not is_one_step(spec):
-            found[f"linear_{i}"] = x
+        x = found[f"linear_{i}"] = x @ arrays[f"hidden_{i}.kernel"] + arrays[f"hidden_{i}.bias"]
         if spec.layer_norm:
             x = _normalized(x) * arrays[f"norm_{i}.gain"] + arrays[f"norm_{i}.offset"]
         x = found[f"hidden_{i}"] = _ACTIVATIONS[spec.activation](x)
-    return (x @ arrays["output.kernel"] + arrays["output.bias"])[:, 0], found
+    logits = (x @ arrays["output.kernel"] + arrays["output.bias"])[:, 0]
+    return logits, {name: found[name] for name in activation_widths(spec)}
 
 
 def histograms_length(spec: ModelSpec) -> int:

@@ -10,6 +10,7 @@ How it is done, and what would go wrong otherwise:
 - Dense layers are annotated one by one: what quantizes whole models breaks on integer inputs.
 - Ranges are set, not learned: a range that tfmot was left to fill in would be 0 to 0, or -6 to 6.
 - Every range is widened to hold 0: one that does not would be moved until it does.
+- The last hidden layer becomes int8 in the converted file: tfmot and the converter know int8 outputs or none of it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from hansa_server.compression import (
     KernelCount,
     gzip_size,
 )
-from hansa_server.tflite_files import StoredArray, TfliteFile, run_file
+from hansa_server.tflite_files import StoredArray, TfliteFile, run_file, with_int8_kernel
 
 NUM_ROWS: Final = 10_000
 # Made-up rows lie around 0 as scaled inputs do, and reach the ends of their range about once in 16,000 values.
@@ -66,7 +67,7 @@ def _compress(folder: Path) -> None:
     ranges = {name: _with_zero(low, high) for name, (low, high) in request["ranges"].items()}
     weights = np.load(folder / WEIGHTS, allow_pickle=False)
     float_file = _converted(_with_weights(_network(spec, None), spec, weights), is_quantized=False)
-    int8_file = _converted(_quantized(spec, weights, ranges), is_quantized=True) if spec.hidden else float_file
+    int8_file = _int8_file(spec, weights, ranges, float_file)
     (folder / FLOAT_FILE).write_bytes(float_file)
     (folder / INT8_FILE).write_bytes(int8_file)
     report = inspect(spec, weights, ranges, float_file, int8_file)
@@ -74,11 +75,20 @@ def _compress(folder: Path) -> None:
     (folder / FINDINGS).write_text(json.dumps(report.to_json()), encoding="utf-8")
 
 
+def _int8_file(spec: ModelSpec, weights: Vector, ranges: Ranges, float_file: bytes) -> bytes:
+    if not spec.hidden:
+        return float_file
+    last = len(spec.hidden) - 1
+    converted = _converted(_quantized(spec, weights, ranges), is_quantized=True) if last else float_file
+    return with_int8_kernel(converted, last)
+
+
 # --- the network in tf_keras ------------------------------------------------------------------------------------------
 
 
 def _network(spec: ModelSpec, ranges: Ranges | None) -> Any:
-    """The network in tf_keras; with ranges, each hidden layer annotated for tfmot and each activation cut to its own.
+    """The network in tf_keras; with ranges, each hidden layer but the last annotated for tfmot, and each activation
+    before that cut to its own.
 
     Layers are called as in `spec.named_shapes`.
     """
@@ -99,8 +109,9 @@ def _network(spec: ModelSpec, ranges: Ranges | None) -> Any:
     x = layers.Concatenate(name="inputs")(parts) if len(parts) > 1 else parts[0]
     if spec.hidden:
         x = _cut(x, INPUT, ranges)
+    last = len(spec.hidden) - 1
     for i, num_units in enumerate(spec.hidden):
-        x = _hidden(x, i, num_units, spec, ranges)
+        x = _hidden(x, i, num_units, spec, ranges if i < last else None)
     return tf_keras.Model(inputs, layers.Dense(1, name="output")(x))
 
 
@@ -180,8 +191,9 @@ def _quantized(spec: ModelSpec, weights: Vector, ranges: Ranges) -> Any:
     with tfmot.quantization.keras.quantize_scope(known):
         network = tfmot.quantization.keras.quantize_apply(annotated)
     given = dict(zip(spec.named_shapes, unflatten(weights, spec.shapes), strict=True))
-    ends = {f"hidden_{i}.kernel": _kernel_range(given[f"hidden_{i}.kernel"]) for i in range(len(spec.hidden))}
-    ends |= {f"hidden_{i}.post_activation": ranges[_given_by(spec, i)] for i in range(len(spec.hidden))}
+    before_last = range(len(spec.hidden) - 1)
+    ends = {f"hidden_{i}.kernel": _kernel_range(given[f"hidden_{i}.kernel"]) for i in before_last}
+    ends |= {f"hidden_{i}.post_activation": ranges[_given_by(spec, i)] for i in before_last}
     for layer in network.layers:
         for variable in layer.weights:
             what, _, end = variable.name.rpartition("/")[2].partition(":")[0].rpartition("_")
@@ -231,7 +243,7 @@ def inspect(spec: ModelSpec, weights: Vector, ranges: Ranges, float_file: bytes,
     """
     in_float, in_int8 = TfliteFile(float_file, spec), TfliteFile(int8_file, spec)
     kernels = _kernel_counts(spec, weights, in_float, in_int8)
-    found = in_int8.ranges() if spec.hidden else {}
+    found = in_int8.ranges() if len(spec.hidden) > 1 else {}
     _check_ranges(ranges, found)
     inputs = made_up_inputs(spec, ranges[INPUT])
     expected = scores_of(forward(spec, weights, inputs)[0])

@@ -37,7 +37,7 @@ def spec_with(**changes) -> ModelSpec:
     return ModelSpec(**{**values, "l1": 0.0, "l2": 0.0, "layer_norm": False, "output_bias": 0.0, **changes})
 
 
-SPEC = spec_with()
+SPEC = spec_with(hidden=(6, 4, 3))
 
 
 def made_up(spec: ModelSpec, num_rows: int = NUM_ROWS, seed: int = 3):
@@ -66,12 +66,10 @@ def keras_tensors(model, spec: ModelSpec):
     """Keras' own tensor for each name, found by what stands before and after it."""
     import keras
 
-    for i in range(len(spec.hidden)):
+    yield "input", model.get_layer("hidden_0").input
+    for i in range(len(spec.hidden) - 1):
         dense = model.get_layer(f"hidden_{i}")
-        if i == 0:
-            yield "input", dense.input
-        follower = model.get_layer(f"hidden_{i + 1}" if i + 1 < len(spec.hidden) else "output").input
-        yield f"hidden_{i}", follower
+        yield f"hidden_{i}", model.get_layer(f"hidden_{i + 1}").input
         if spec.layer_norm:
             yield f"linear_{i}", dense.output
         elif spec.activation != "relu":
@@ -85,7 +83,9 @@ def keras_tensors(model, spec: ModelSpec):
     [
         spec_with(**inputs, activation=activation, layer_norm=layer_norm)
         for inputs, activation, layer_norm in product(
-            [{"embeddings": ()}, {"num_dense": 0, "hidden": (6,)}, {}], ["relu", "tanh", "gelu"], [False, True]
+            [{"embeddings": ()}, {"num_dense": 0, "hidden": (6,)}, {"hidden": (6, 4, 3)}],
+            ["relu", "tanh", "gelu"],
+            [False, True],
         )
     ]
     + [spec_with(hidden=())],
@@ -105,7 +105,7 @@ def test_forward_computes_what_keras_does_up_to_the_logit_and_at_every_name(spec
     assert {name: x.shape for name, x in activations.items()} == {
         name: (NUM_ROWS, width) for name, width in activation_widths(spec).items()
     }
-    expected = dict(keras_tensors(model, spec))
+    expected = dict(keras_tensors(model, spec)) if spec.hidden else {}
     assert set(expected) == set(activations) if spec.hidden else set(activations) == {"input"}
     for name, tensor in expected.items():
         found = np.asarray(keras.Model(model.inputs, tensor)(parts))
@@ -114,9 +114,15 @@ def test_forward_computes_what_keras_does_up_to_the_logit_and_at_every_name(spec
 
 def test_what_is_before_an_activation_has_a_name_only_where_it_is_a_tensor_of_its_own():
     assert list(activation_widths(SPEC).items()) == [("input", 10), ("hidden_0", 6), ("hidden_1", 4)]
-    for other in (spec_with(activation="tanh"), spec_with(activation="gelu"), spec_with(layer_norm=True)):
-        assert list(activation_widths(other)) == ["input", "linear_0", "hidden_0", "linear_1", "hidden_1"]
+    for change in ({"activation": "tanh"}, {"activation": "gelu"}, {"layer_norm": True}):
+        names = list(activation_widths(spec_with(hidden=(6, 4, 3), **change)))
+        assert names == ["input", "linear_0", "hidden_0", "linear_1", "hidden_1"]
+
+
+def test_last_hidden_layer_and_its_output_are_nobodys_to_count():
     assert activation_widths(spec_with(hidden=(), num_dense=0)) == {"input": 5}
+    assert list(activation_widths(spec_with(hidden=(6,), activation="gelu"))) == ["input"]
+    assert list(activation_widths(spec_with(hidden=(6, 4)))) == ["input", "hidden_0"]
 
 
 # --- histograms -------------------------------------------------------------------------------------------------------
@@ -169,7 +175,8 @@ def test_edges_ascend_hold_zero_and_are_as_far_apart_as_is_said():
 
 def test_what_cannot_be_counted_is_refused_by_name():
     weights, inputs = made_up(SPEC)
-    weights[-8] = np.nan
+    # A bias of the second hidden layer: only the last one's kernel and bias, and the output's, come after it.
+    weights[-(4 * 3 + 3 + 3 + 1) - 1] = np.nan
     with pytest.raises(ValueError, match="hidden_1: 50 activations are NaN or infinite"):
         activation_histograms(SPEC, weights, inputs, 1)
 
@@ -178,7 +185,7 @@ def test_what_cannot_be_counted_is_refused_by_name():
 
 
 def test_one_far_row_moves_no_range_however_many_units_it_drives():
-    spec = spec_with(hidden=(64,), embeddings=())
+    spec = spec_with(hidden=(64, 2), embeddings=())
     weights, inputs = made_up(spec, 400)
     far = Inputs(np.full((1, 5), 500.0, np.float32), np.zeros((1, 0), np.int32))
     assert np.sum(forward(spec, weights, far)[1]["hidden_0"] > 100) > 10

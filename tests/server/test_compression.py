@@ -48,6 +48,8 @@ SPECS = {
     "no hidden layer": spec_with(hidden=()),
     "one of everything": spec_with(num_dense=1, embeddings=(), hidden=(1,)),
     "wide": spec_with(num_dense=40, hidden=(512, 512, 256)),
+    # In int8 steps its four numbers would leave a tenth of the rows with another row's score.
+    "few units": spec_with(hidden=(64, 4)),
 }
 WITH_HIDDEN = [name for name, spec in SPECS.items() if spec.hidden]
 IS_PRUNED = {"pruned", "wide", "relu, layer norm"}
@@ -125,7 +127,7 @@ def test_int8_file_keeps_the_order_of_scores_and_how_many_there_are(files, name)
     small = run_file(files[name].int8_file, spec, rows)
     exact = run_file(files[name].float_file, spec, rows)
     assert spearman(small, exact) > 0.99
-    # One unit of int8 can tell 256 rows apart, and ids alone cannot make more rows differ than there are ids.
+    # One input in int8 steps of its own can tell few rows apart, and ids alone no more than there are ids.
     if name not in {"one of everything", "tanh, ids only"}:
         assert np.unique(scores(small)).size >= 0.95 * np.unique(scores(exact)).size
     if name == "tanh, ids only":
@@ -189,7 +191,7 @@ def test_int8_kernels_are_the_nearest_of_255_steps(files, name):
 @pytest.mark.parametrize("name", WITH_HIDDEN)
 def test_every_activation_has_the_range_that_was_asked_for(files, name):
     found, asked = files[name].report.ranges, ranges_of(name)
-    assert list(found) == list(activation_widths(SPECS[name]))
+    assert list(found) == (list(activation_widths(SPECS[name])) if len(SPECS[name].hidden) > 1 else [])
     for key, (low, high) in found.items():
         step = (high - low) / 255
         assert low < high
@@ -250,13 +252,13 @@ def test_the_parents_side_imports_no_interpreter_either():
     [
         ({"input": (0.0, 0.0)}, r"range of 'input' is 0\.0 to 0\.0"),
         ({"hidden_0": (3.0, 1.0)}, r"range of 'hidden_0' is 3\.0 to 1\.0"),
-        ({"hidden_1": (0.0, float("inf"))}, "two finite ends"),
-        ({"hidden_1": (float("nan"), 1.0)}, "two finite ends"),
-        ({"hidden_2": (0.0, 1.0)}, "ranges of .*'hidden_2'.* the network's activations are .*'hidden_1'"),
+        ({"hidden_0": (0.0, float("inf"))}, "two finite ends"),
+        ({"hidden_0": (float("nan"), 1.0)}, "two finite ends"),
+        ({"hidden_1": (0.0, 1.0)}, "ranges of .*'hidden_1'.* the network's activations are .*'hidden_0'"),
     ],
 )
 def test_ranges_that_are_none_or_another_networks_are_refused_before_anything_is_started(change, reason):
-    ranges = {"input": (-4.0, 4.0), "hidden_0": (0.0, 4.0), "hidden_1": (0.0, 4.0), **change}
+    ranges = {"input": (-4.0, 4.0), "hidden_0": (0.0, 4.0), **change}
     with pytest.raises(CompressionError, match=reason):
         compress(SPECS["pruned"], weights_of("pruned"), ranges)
 
@@ -318,7 +320,7 @@ def test_files_of_another_network_are_found_out(files):
     other = patched(both[0], weights[largest], 0.0)
     refused(r"1 zeros of hidden_0\.kernel are no zeros in the int8 file", weights=emptied, both=(other, both[1]))
     refused("did not become int8", both=(both[0], both[0]))
-    refused("'hidden_1' got the range", asked={**asked, "hidden_1": (0.0, 100.0)})
+    refused("'hidden_0' got the range", asked={**asked, "hidden_0": (0.0, 100.0)})
     refused("fully connected steps", spec=spec_with(hidden=(64,)))
     table = weights.copy()
     table[: num_params(spec.shapes[:1])] += 1.0
