@@ -7,6 +7,7 @@ time. Which heads are read and what they may say is http_heads' and fleet_api's.
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
@@ -27,9 +28,11 @@ _MAX_HEAD_PIECES: Final = 16
 _HEAD_PIECE_SECONDS: Final = 5.0
 # A body as short as this travels with its head, in one piece.
 SHORT_BYTES: Final = 1 << 14
-# What a peer had on the way when it was refused is read, so that it hears why: 16 MB of it, and no slower than this.
+# What a peer had on the way when it was refused is read, so that it hears why: 16 MB of it, no slower than this, and
+# for so long altogether.
 _MAX_DISCARDED_PIECES: Final = 256
 _DISCARD_SECONDS: Final = 1.0
+_LAST_SECONDS: Final = 5.0
 
 
 class Stream(Protocol):
@@ -122,9 +125,10 @@ class Wire:
         """Send an answer after which nothing is listened to, and let the peer read it before the end."""
         self.send(content)
         self._stream.settimeout(_DISCARD_SECONDS)
+        until = time.monotonic() + _LAST_SECONDS
         with suppress(OSError):
             for _ in range(_MAX_DISCARDED_PIECES):
-                if not self._stream.recv_into(self._piece):
+                if not self._stream.recv_into(self._piece) or time.monotonic() > until:
                     return
 
     @property

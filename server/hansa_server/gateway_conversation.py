@@ -142,7 +142,14 @@ class Conversation:
             "date": formatdate(usegmt=True),
             REFUSAL_HEADER: refusal.reason,
         }
-        self._merchant.send_last(ResponseHead(refusal.status, headers, len(body)).to_bytes() + body)
+        answer = ResponseHead(refusal.status, headers, len(body)).to_bytes() + body
+        try:
+            # No merchant's name begins so: who is refused takes no place of a merchant's.
+            with self._rules.connections.taken(f"#{self._certificate.serial:x}", "refusals"):
+                self._merchant.send_last(answer)
+        except RefusedError:
+            # Waited for, it could hold any number of connections, with a revoked certificate too.
+            self._merchant.send(answer)
 
     def _leave_superlink(self) -> None:
         if self._superlink is not None:

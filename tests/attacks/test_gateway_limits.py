@@ -95,6 +95,34 @@ def test_one_merchant_takes_no_more_connections_than_it_may(federation):
         assert is_served(federation, federation.alpha, address)
 
 
+def test_refused_connections_are_held_no_more_than_others(federation):
+    """Each has had its answer; left open while bytes come, they would use up the gateway's descriptors, and that with a
+    certificate that was taken back.
+    """
+    with federation.other_gateway("--max-connections=2") as address, ExitStack() as stack:
+        attacker = federation.attacker(federation.beta, address)
+        connections = []
+        for _ in range(8):
+            connections.append(stack.enter_context(attacker.connected()))
+            connections[-1].sendall(b"no request\r\n\r\n")
+        assert sum(map(is_held, connections)) <= 2
+        assert is_served(federation, federation.beta, address)
+
+
+def is_held(connection: ssl.SSLSocket) -> bool:
+    """Whether a connection is still open once its answer was read."""
+    connection.settimeout(0.3)
+    try:
+        while connection.recv(65536):
+            continue
+    except TimeoutError:
+        return True
+    except OSError:
+        # Closed without a word of TLS.
+        return False
+    return False
+
+
 def test_one_merchant_has_no_more_bytes_on_the_way_than_it_may(federation):
     """SuperLink holds a body whole until it is complete, so bodies that never are would fill its memory."""
     with federation.other_gateway("--max-object-mib=1") as address, ExitStack() as stack:

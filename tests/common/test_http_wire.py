@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 
+from hansa_common import http_wire
 from hansa_common.errors import MessageError, TransportError
 from hansa_common.http_heads import MAX_HEAD_BYTES
 from hansa_common.http_wire import PIECE_BYTES, SHORT_BYTES, Wire
@@ -135,3 +137,15 @@ def test_last_words_are_heard_while_the_peer_still_sends(pair):
     wire.close()
     assert peer.recv(10) == b"no"
     assert peer.recv(10) == b""
+
+
+def test_peer_that_was_refused_and_goes_on_byte_by_byte_is_left_after_a_while(pair, monkeypatch):
+    monkeypatch.setattr(http_wire, "_LAST_SECONDS", 0.2)
+    wire, peer = pair
+    ended = threading.Event()
+    threading.Thread(target=lambda: (wire.send_last(b"no"), ended.set()), daemon=True).start()
+    began = time.monotonic()
+    while not ended.wait(0.05) and time.monotonic() - began < 10:
+        peer.sendall(b"x")
+    assert ended.is_set()
+    assert time.monotonic() - began < 5
