@@ -3,8 +3,9 @@
 Promises: every order gets exactly one answer, in the order they were given, whatever arrives when; an answer
 holds a reply only if it decodes, answers this very order, names the merchant it was sent to and, where the agreement
 has `[trust]`, is signed by that merchant (seals.py); else it holds a short code. At most WINDOW replies are held here;
-the others wait where Flower keeps them. An exchange ends at the latest GRACE_SECONDS after its deadline. Whether a
-reply's content can be believed is replies.py's.
+the others wait where Flower keeps them. An order that was lost with a node that is back is sent once more: a merchant
+obeys it once. An exchange ends at the latest GRACE_SECONDS after its deadline. Whether a reply's content can be
+believed is replies.py's.
 
 code                what happened
 unreachable         Flower could not deliver the order or the reply
@@ -49,6 +50,8 @@ GRACE_SECONDS: Final = 15.0
 WINDOW: Final = 8
 # Where there is no node: Flower's ids are not negative.
 AWAY: Final = -1
+# What Flower says of a message that it has no more: SuperLink forgets those of a node that died when it comes back.
+LOST_CODE: Final = 3
 FIRST_WAIT_SECONDS: Final = 0.05
 LONGEST_WAIT_SECONDS: Final = 0.5
 _WAIT_GROWTH: Final = 1.5
@@ -84,7 +87,7 @@ class Sent:
 @dataclass(frozen=True)
 class Answer:
     """A reply that answers its order, or the code of what happened instead (`code` is '' with a reply), with the name
-    of the merchant whose refusal it is.
+    of the merchant whose refusal it is. `is_lost` says that the order went under with its node.
     """
 
     sent: Sent
@@ -93,6 +96,7 @@ class Answer:
     reply_hash: str = ""
     bytes_received: int = 0
     refused_by: str = ""
+    is_lost: bool = False
 
 
 class Patience:
@@ -127,11 +131,12 @@ class Exchange:
     def ask(self, orders: Iterable[Addressed], deadline_seconds: float) -> Iterator[Answer]:
         """Send orders and yield their answers, in the order given.
 
-        Each order is encoded when it is sent and not kept, so that `orders` may make them one by one.
+        Each order is encoded when it is sent, and its bytes are not kept.
         """
         # As many seconds again, so that a reply that waits its turn to be fetched does not expire meanwhile.
         ttl = 2 * (deadline_seconds + GRACE_SECONDS)
-        sent = deque(self.send(addressed, ttl) for addressed in orders)
+        once_more = {self.send(addressed, ttl): addressed for addressed in orders}
+        sent = deque(once_more)
         until = self.clock.now() + deadline_seconds + GRACE_SECONDS
         patience, early = Patience(self.clock), dict[Sent, Answer]()
         while sent:
@@ -140,7 +145,12 @@ class Exchange:
                 sent.popleft()
                 yield early.pop(head, Answer(head, "unreachable"))
             elif arrived := self.fetch(item for item in itertools.islice(sent, WINDOW) if item not in early):
-                early.update((answer.sent, answer) for answer in arrived)
+                for answer in arrived:
+                    addressed = once_more.pop(answer.sent, None)
+                    if answer.is_lost and addressed is not None:
+                        sent[sent.index(answer.sent)] = self.send(addressed, ttl)
+                    else:
+                        early[answer.sent] = answer
                 patience.reset()
             elif self.clock.now() >= until:
                 sent.popleft()
@@ -183,7 +193,8 @@ class Exchange:
 def _answer(message: Message, sent: Sent, seals: Seals) -> Answer:
     from_its_node = message.metadata.src_node_id == sent.node_id
     if message.has_error():
-        return Answer(sent, "client-error" if from_its_node else "unreachable")
+        is_lost = not from_its_node and message.error.code == LOST_CODE
+        return Answer(sent, "client-error" if from_its_node else "unreachable", is_lost=is_lost)
     content = _content(message)
     try:
         opened = seals.open_reply(content, _claimed_name(content, sent))

@@ -17,6 +17,7 @@ from hansa_common.messages import (
 from hansa_server.exchange import (
     GRACE_SECONDS,
     LONGEST_WAIT_SECONDS,
+    LOST_CODE,
     WINDOW,
     Addressed,
     Exchange,
@@ -142,6 +143,28 @@ def test_node_unavailable_comes_from_another_node_and_is_matched_by_its_message(
 
     answers, _ = ask(alpha=honest("alpha"), beta=lost)
     assert codes(answers) == ["", "unreachable"]
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, ""), (2, "unreachable")])
+def test_order_that_was_lost_with_its_node_is_sent_once_more_byte_for_byte_and_no_oftener(ask, world, times, code):
+    left = iter(range(times))
+
+    def dies(order_bytes):
+        if next(left, None) is None:
+            return honest("beta")(order_bytes)
+        return world.Delivery(world.Error(code=LOST_CODE, reason="gone"), after=1.0, from_node=1)
+
+    answers, grid = ask(alpha=honest("alpha"), beta=dies, gamma=honest("gamma"))
+    assert codes(answers) == ["", code, ""]
+    assert [answer.sent.recipient for answer in answers] == ["alpha", "beta", "gamma"]
+    sent = [order_bytes for node_id, order_bytes in grid.orders if node_id == 101]
+    assert sent == [encode(order("beta"))] * 2
+
+
+def test_merchants_own_word_that_an_order_is_lost_makes_nobody_send_it_again(ask, world):
+    answers, grid = ask(alpha=lambda _: world.Error(code=LOST_CODE, reason="gone"))
+    assert codes(answers) == ["client-error"]
+    assert len(grid.orders) == 1
 
 
 def test_error_of_a_client_travels_as_a_code_without_its_text(ask, world):

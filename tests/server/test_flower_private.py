@@ -26,6 +26,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 from hansa_common.errors import CoordinatorError
 from hansa_server import flower_private
+from hansa_server.exchange import LOST_CODE
 
 # Beside a function of the same name in its package.
 flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
@@ -138,7 +139,7 @@ def test_node_that_died_comes_back_at_once_and_only_what_it_had_taken_is_told_as
     assert message.metadata.message_id == taken
     assert (orders.told(taken), orders.told(waiting)) == ([], [])
     assert orders.come()
-    assert orders.told(taken) == [ErrorCode.MESSAGE_UNAVAILABLE]
+    assert orders.told(taken) == [ErrorCode.MESSAGE_UNAVAILABLE] == [LOST_CODE]
     assert orders.told(waiting) == []
     (message,) = orders.taken()
     assert message.metadata.message_id == waiting
