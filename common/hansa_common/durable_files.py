@@ -24,10 +24,15 @@ def write(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Put content at path, in place of whatever was there; unless `mode` says more, only this user may read it."""
     unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:
+        # A disk that is full needs the room.
+        unfinished.unlink(missing_ok=True)
+        raise
     rename(unfinished, path)
 
 

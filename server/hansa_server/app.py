@@ -45,8 +45,8 @@ def _train(grid: Grid, folder: Path) -> None:
     agreement = run_folder.open_run(folder)
     with checkpoint.held(folder):
         begun = checkpoint.load(folder, agreement) or RunState(uuid.uuid4().hex)
-        run_folder.write_rounds(folder, [entry.to_json() for entry in begun.rounds])
         with run_folder.failure_told(folder), RunProgress() as progress:
+            run_folder.write_rounds(folder, [entry.to_json() for entry in begun.rounds])
             _run(grid, folder, agreement, begun, progress)
         checkpoint.remove(folder)
 

@@ -26,8 +26,10 @@ is never written over unless the caller says so.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +67,7 @@ INTERRUPTION: Final = "interruption.txt"
 _MADE_WITH: Final = ("tensorflow", "tf-keras", "tensorflow-model-optimization")
 # Whoever may open the folder may read a run: it holds no row and no key.
 _FOR_ALL: Final = 0o644
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -186,14 +189,32 @@ def open_interrupted(folder: Path) -> Agreement:
 
 @contextmanager
 def failure_told(folder: Path) -> Iterator[None]:
-    """Leave the reason in the folder if the block fails, or cannot go on for now; the error goes on."""
+    """Leave the reason in the folder if the block fails, or cannot go on for now; the error goes on. A full disk is
+    such a reason, and told to who follows the run if nothing can be left there.
+
+    Raises:
+        RunInterruptedError: the disk is full.
+    """
     (folder / INTERRUPTION).unlink(missing_ok=True)
     try:
         yield
     except HansaError as error:
-        name = INTERRUPTION if isinstance(error, RunInterruptedError) else FAILURE
-        durable_files.write(folder / name, f"{error}\n".encode(), _FOR_ALL)
+        _tell(folder, error)
         raise
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        interrupted = RunInterruptedError(f"the run in {folder} cannot be written: {error.strerror}; make room for it")
+        _tell(folder, interrupted)
+        raise interrupted from error
+
+
+def _tell(folder: Path, error: HansaError) -> None:
+    name = INTERRUPTION if isinstance(error, RunInterruptedError) else FAILURE
+    try:
+        durable_files.write(folder / name, f"{error}\n".encode(), _FOR_ALL)
+    except OSError:
+        sys.stderr.write(f"hansa: {error}\n")
 
 
 def write_rounds(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -345,7 +366,7 @@ def _reason(folder: Path) -> str:
     told = next((name for name in (FAILURE, INTERRUPTION) if (folder / name).exists()), None)
     if told is None:
         where = "superlink.log in the server's state folder"
-        reason = f"the run in {folder} did not finish, and left no reason; {where} may hold one"
+        reason = f"the run in {folder} did not finish, and left no reason in it; if none is above, {where} may hold one"
     else:
         reason = (folder / told).read_text(encoding="utf-8").strip()
     is_open = told != FAILURE and (folder / CHECKPOINT).is_dir()

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+from contextlib import contextmanager
 
 import pytest
 from flwr.app import Context, RecordDict
 
-from hansa_common.errors import AgreementError, CoordinatorError, RunFailedError, UsageError
+from hansa_common.errors import AgreementError, CoordinatorError, RunFailedError, RunInterruptedError, UsageError
 from hansa_server import run_folder
 from hansa_server.app import app
 from hansa_server.federation import run_federation
@@ -186,3 +188,30 @@ def test_baselines_can_be_added_to_a_finished_run(run):
     metrics = run_folder.read_outcome(folder)
     run_folder.write_metrics(folder, {**metrics, "local": {"roc_auc": 0.7, "pr_auc": 0.4}})
     assert run_folder.read_outcome(folder)["local"]["pr_auc"] == 0.4
+
+
+@contextmanager
+def full_disk():
+    """No file can grow meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_disk_that_is_full_and_takes_no_reason_is_told_in_a_line_and_leaves_nothing(tmp_path, capsys):
+    with full_disk(), pytest.raises(RunInterruptedError, match="make room"), run_folder.failure_told(tmp_path):
+        run_folder.add_round(tmp_path, {"round": 1})
+    assert re.fullmatch(r"hansa: .*make room for it\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir() if path.stat().st_size] == []
+    assert not (tmp_path / run_folder.INTERRUPTION).exists()
+
+
+def test_disk_that_was_full_is_the_reason_that_is_left(tmp_path, capsys):
+    with pytest.raises(RunInterruptedError), run_folder.failure_told(tmp_path), full_disk():
+        run_folder.write_rounds(tmp_path, [{"round": 1}])
+    assert "make room" in (tmp_path / run_folder.INTERRUPTION).read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.INTERRUPTION]
+    assert capsys.readouterr().err == ""
