@@ -39,10 +39,12 @@ from hansa_common.enrolment_papers import (
     make_request,
 )
 from hansa_common.errors import CertificateError, UsageError
+from hansa_common.keys import read_node_key, read_tls_key
 from hansa_common.merchant_keys import (
     AUTHORITY_CERTIFICATE,
     FEDERATION,
     NEXT_TLS_KEY,
+    NODE_KEY,
     TLS_CERTIFICATE,
     TLS_KEY,
     MerchantKeys,
@@ -173,6 +175,23 @@ def read_enrolment(state: Path, merchant: str, agreement: Agreement, now: dateti
     check_authority(authority, str(state / AUTHORITY_CERTIFICATE), now)
     check_issued(certificate, authority, Purpose.CLIENT, str(state / TLS_CERTIFICATE), now)
     return Enrolment(federation, state, held.identity)
+
+
+def read_node_side(folder: Path, now: datetime) -> Federation:
+    """What a merchant's node takes part with where it runs apart from the trainer: a kit, and beside it the node's key
+    and the TLS key; not the identity, which it has no use for.
+
+    Raises:
+        UsageError: a file of the kit or a key is not there, or they do not belong together.
+        MessageError: federation.toml is none, or the coordinator of the agreement did not sign it.
+        CertificateError: a certificate does not hold, or not now.
+    """
+    kit = read_kit(folder)
+    read_node_key(folder / NODE_KEY, "the node's key")
+    _check_certificates(kit, kit.federation.merchant, now)
+    if not has_key(kit.certificate, read_tls_key(folder / TLS_KEY, "the TLS key")):
+        raise UsageError(f"{folder / TLS_CERTIFICATE} is for another key than {folder / TLS_KEY}; copy both again")
+    return kit.federation
 
 
 def request_path(state: Path, merchant: str) -> Path:

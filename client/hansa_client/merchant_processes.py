@@ -5,15 +5,16 @@ trainer        the rows; the keys that sign                 an order that it was
 forwarder      the certificate for the gateway              its listener stays open here; requests wait for the next one
 Flower's node  the node's key; no file of the merchant's    SuperLink knows the next one by the same key
 
-One that dies is started again (supervision.py), and none outlives this process; a trainer that gives no sign of life is
-ended for that (heartbeat.py). A trainer that refuses its files has said why, and ends it all.
+They live together (`run`), or as two users of one machine, who share a folder for the trainer's socket and nothing else
+(`run_trainer`, `run_node`). One that dies is started again (supervision.py), and none outlives this process; a trainer
+that gives no sign of life is ended for that (heartbeat.py). A trainer that refuses its files has said why, and ends it
+all.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,10 +31,11 @@ from hansa_client.trainer_service import check_socket_folder
 from hansa_common import durable_files
 from hansa_common.addresses import Address
 from hansa_common.children import Child
+from hansa_common.enrolment_papers import Federation
 from hansa_common.merchant_keys import NODE_KEY
 from hansa_common.publisher import TRUSTED_ENTITIES_NAME, trusted_entities_yaml
 from hansa_common.readiness import running_when_ready
-from hansa_common.supervision import Begun, Part, keeping
+from hansa_common.supervision import Begun, Kept, Part, keeping
 
 READY_SECONDS: Final = 900.0
 
@@ -51,15 +53,44 @@ def run(taking_part: Participation, user: NodeUser | None, tell: Tell) -> NoRetu
         check_socket_folder(folder)
         if user is not None:
             user.share(folder)
-        kept, server = stack.enter_context(keeping(tell)), taking_part.coordinator
-        if taking_part.enrolment is not None:
+        kept, files = stack.enter_context(keeping(tell)), taking_part.files
+        if taking_part.enrolment is None:
+            node = flower_node.Node(taking_part.coordinator, folder / SOCKET_NAME, files.state, user=user)
+        else:
             # First, so that a gateway that cannot be reached is told before any row is read.
-            listener = stack.enter_context(forwarder.listening())
-            kept.keep(_forwarder_part(taking_part, listener, user))
-            server = Address(*listener.getsockname())
+            node = _enrolled_node(stack, kept, taking_part.enrolment.federation, files.state, folder, user)
         kept.keep(_Trainer(taking_part, folder, tell).part)
-        kept.keep(Part(flower_node.NAME, _node(taking_part, server, folder, user).running))
+        kept.keep(Part(flower_node.NAME, node.running))
         tell(f"waiting for orders from {taking_part.coordinator}; Ctrl-C stops")
+        kept.wait()
+
+
+def run_trainer(taking_part: Participation, folder: Path, tell: Tell) -> NoReturn:
+    """Keep the trainer alone running, with its socket in a folder for a node that runs apart from it.
+
+    Raises:
+        UsageError: others than this user, and the group that the folder was given to, can open it.
+        HansaError: the trainer could not be started, or refuses to start again.
+    """
+    durable_files.make_private_folder(taking_part.files.state)
+    check_socket_folder(folder)
+    with keeping(tell) as kept:
+        kept.keep(_Trainer(taking_part, folder, tell).part)
+        tell(f"the trainer listens in {folder}; Ctrl-C stops")
+        kept.wait()
+
+
+def run_node(federation: Federation, state: Path, folder: Path, tell: Tell) -> NoReturn:
+    """Keep the forwarder and Flower's node running, with the keys in `state`, for a trainer that listens in a folder;
+    it need not do so yet.
+
+    Raises:
+        HansaError: one could not be started.
+    """
+    with ExitStack() as stack:
+        kept = stack.enter_context(keeping(tell))
+        kept.keep(Part(flower_node.NAME, _enrolled_node(stack, kept, federation, state, folder, None).running))
+        tell(f"connected to {federation.address}; Ctrl-C stops")
         kept.wait()
 
 
@@ -122,22 +153,21 @@ def _trainer_environment() -> dict[str, str]:
     return {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
 
 
-def _forwarder_part(taking_part: Participation, listener: socket.socket, user: NodeUser | None) -> Part:
+def _enrolled_node(
+    stack: ExitStack, kept: Kept, federation: Federation, state: Path, folder: Path, user: NodeUser | None
+) -> flower_node.Node:
+    """A node with the keys in the state folder, behind a forwarder that is kept running."""
+    listener = stack.enter_context(forwarder.listening())
+    uid = None if user is None else user.uid
+
     @contextmanager
     def running(begun: Begun) -> Iterator[Child]:
-        uid = None if user is None else user.uid
-        with forwarder.running(
-            taking_part.coordinator, taking_part.files.state, uid, listener=listener, begun=begun
-        ) as (child, _):
+        started = forwarder.running(federation.address, state, uid, listener=listener, begun=begun)
+        with started as (child, _):
             yield child
 
-    return Part(forwarder.NAME, running)
-
-
-def _node(taking_part: Participation, server: Address, folder: Path, user: NodeUser | None) -> flower_node.Node:
-    socket_path, state = folder / SOCKET_NAME, taking_part.files.state
-    if taking_part.enrolment is None:
-        return flower_node.Node(server, socket_path, state, user=user)
+    kept.keep(Part(forwarder.NAME, running))
     trusted = state / TRUSTED_ENTITIES_NAME
-    durable_files.write(trusted, trusted_entities_yaml(taking_part.enrolment.federation.publisher).encode())
-    return flower_node.Node(server, socket_path, state, trusted, state / NODE_KEY, user)
+    durable_files.write(trusted, trusted_entities_yaml(federation.publisher).encode())
+    own = Address(*listener.getsockname())
+    return flower_node.Node(own, folder / SOCKET_NAME, state, trusted, state / NODE_KEY, user)

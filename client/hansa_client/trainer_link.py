@@ -55,6 +55,8 @@ class Access:
         mode = 0o640 if is_shared(folder) else 0o600
         descriptor = os.open(folder / ACCESS_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w") as file:
+            # Whatever the umask takes away.
+            os.fchmod(descriptor, mode)
             json.dump(asdict(self), file)
 
     @classmethod

@@ -117,10 +117,18 @@ def check_socket_folder(folder: Path) -> None:
     reach it there.
 
     Raises:
-        UsageError: others can open the folder, or its path is too long.
+        UsageError: there is none, it is another user's, others can open it or the node's can change it, or its path is
+            too long.
     """
-    if folder.stat().st_mode & (0o007 if is_shared(folder) else 0o077):
-        raise UsageError(f"others can open {folder}, where the trainer listens; make it yours alone: chmod 700")
+    if not folder.is_dir() or folder.stat().st_uid != os.geteuid():
+        raise UsageError(
+            f"{folder} is no folder of this user's, where the trainer could listen; make one: mkdir -m 700"
+        )
+    if folder.stat().st_mode & (0o027 if is_shared(folder) else 0o077):
+        raise UsageError(
+            f"others can open {folder}, where the trainer listens; make it yours alone (chmod 700), or, for a node of "
+            "another user's, give it to a group of that user's (chgrp GROUP, chmod 2750)"
+        )
     num_bytes = len(os.fsencode(folder / SOCKET_NAME))
     if num_bytes > MAX_SOCKET_PATH_BYTES:
         raise UsageError(

@@ -66,7 +66,7 @@ def test_shared_folder_is_open_to_the_nodes_group_alone_and_access_is_the_groups
 
 
 def test_folder_that_was_not_shared_on_purpose_is_refused(tmp_path):
-    for mode in (0o750, 0o710, 0o2755):
+    for mode in (0o750, 0o710, 0o2755, 0o2770):
         folder = tmp_path / f"{mode:o}"
         folder.mkdir()
         folder.chmod(mode)
