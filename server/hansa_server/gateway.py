@@ -35,11 +35,13 @@ from hansa_common.errors import HansaError, TransportError, UsageError
 from hansa_common.fleet_api import MAX_OBJECT_BYTES
 from hansa_common.http_wire import Wire
 from hansa_common.log_lines import Sparing, log_to_stderr
+from hansa_common.own_program import run_program
 from hansa_common.readiness import running_when_ready, tell_ready
 from hansa_common.stopping import stopped_by_sigterm
 from hansa_server.gateway_conversation import PIECE_SECONDS, Conversation, Rules, Superlink
 from hansa_server.gateway_limits import REQUESTS_PER_SECOND, Accounts, Limits, Places
 from hansa_server.gateway_rules import Certificate, LiveRegister
+from hansa_server.gateway_sightings import Sightings
 
 NAME: Final = "the gateway"
 LOG_NAME: Final = "gateway.log"
@@ -63,15 +65,19 @@ class Gateway:
     strangers: Places
 
     @classmethod
-    def of(cls, context: ssl.SSLContext, register: LiveRegister, superlink: Superlink, limits: Limits) -> Gateway:
+    def of(
+        cls, context: ssl.SSLContext, register: LiveRegister, superlink: Superlink, limits: Limits, state: Path
+    ) -> Gateway:
         """A gateway with nothing counted yet."""
+        tell = _Refusals().tell
         rules = Rules(
             register,
             limits,
             Accounts(limits, time.monotonic),
             Places(limits.max_connections),
             superlink,
-            _Refusals().tell,
+            tell,
+            Sightings(state, time.monotonic, tell),
         )
         return cls(context, rules, Places(limits.max_strangers_at_an_address, limits.max_strangers))
 
@@ -92,7 +98,7 @@ class Gateway:
         with closing(encrypted):
             try:
                 certificate = Certificate.of_peer(encrypted)
-                Conversation(self.rules, Wire(encrypted, PIECE_SECONDS), certificate).hold()
+                Conversation(self.rules, Wire(encrypted, PIECE_SECONDS), certificate, address).hold()
             except (OSError, TransportError) as error:
                 self.rules.tell(f"{address}: the connection broke", str(error))
 
@@ -179,7 +185,9 @@ def listening(address: Address) -> socket.socket:
     try:
         return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise UsageError(f"{address} cannot be used ({error.strerror}); give another --address") from error
+        # Python repeats the address.
+        reason = str(error.strerror).partition(" (while")[0]
+        raise UsageError(f"{address} cannot be used ({reason}); give another --address") from error
 
 
 def _listener(listen: str, descriptor: int | None) -> socket.socket:
@@ -261,6 +269,7 @@ def main(
                 LiveRegister(state),
                 Superlink(_on_loopback(superlink), None if superlink_ca is None else superlink_context(superlink_ca)),
                 limits,
+                state,
             )
             tell_ready(ready, str(Address(*listener.getsockname()[:2])))
             gateway.serve(listener)
@@ -272,4 +281,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -37,6 +37,7 @@ from hansa_server.gateway_rules import (
     check_node_key,
     check_pushed_messages,
 )
+from hansa_server.gateway_sightings import Sightings
 
 IDLE_SECONDS: Final = 120.0
 PIECE_SECONDS: Final = 30.0
@@ -76,13 +77,15 @@ class Rules:
     connections: Places
     superlink: Superlink
     tell: Callable[[str, str], None]
+    sightings: Sightings
 
 
 class Conversation:
     """A merchant's connection, once its certificate's chain is verified. For one thread."""
 
-    def __init__(self, rules: Rules, merchant: Wire, certificate: Certificate) -> None:
+    def __init__(self, rules: Rules, merchant: Wire, certificate: Certificate, address: str) -> None:
         self._rules = rules
+        self._address = address
         self._merchant = merchant
         self._certificate = certificate
         self._superlink: Wire | None = None
@@ -105,6 +108,7 @@ class Conversation:
             check_request(head, self._rules.limits.max_object_bytes)
             holder = check_certificate(self._certificate, self._rules.register, time.time())
             check_node_key(head, holder)
+            self._rules.sightings.see(holder.merchant, self._address)
             with self._rules.accounts.request(holder.merchant, head.content_length):
                 self._exchange(head)
             if is_last(head):

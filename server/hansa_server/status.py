@@ -7,6 +7,7 @@ issued, and the folders of the runs. Nothing is changed, and no merchant is aske
 | its nodes      | the node key that was issued to it; without one, the nodes that introduced themselves as it    |
 | version, approved | the last run that it spoke in                                                               |
 | rounds served  | all runs: rounds in which it was asked and its reply was averaged                              |
+| in two places  | the gateway, which noted that its certificate was in use in two places at once                 |
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hansa_server import run_folder, server_process, superlink
 from hansa_server.attendance import read_attendance
+from hansa_server.gateway_sightings import read_two_places
 from hansa_server.issued_register import IssuedRegister
 from hansa_server.server_process import ServerProcess
 
@@ -40,7 +42,9 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class MerchantStatus:
-    """A merchant now. `has_approved` is of the last agreement that it was asked about, None where it was not asked."""
+    """A merchant now. `has_approved` is of the last agreement that it was asked about, None where it was not asked;
+    `in_two_places`, when its certificate was last in use in two places, None where it never was.
+    """
 
     name: str
     is_connected: bool
@@ -48,6 +52,7 @@ class MerchantStatus:
     version: str
     has_approved: bool | None
     rounds_served: int
+    in_two_places: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class _Known:
 
     def __init__(self, state: Path) -> None:
         self._server = server_process.find(state)
+        self._in_two_places = read_two_places(state)
         self._keys = {entry.node_key.encode(): name for name, entry in IssuedRegister.read(state).merchants.items()}
         self._nodes, known_runs = _read_database(state / superlink.DATABASE_NAME)
         self._runs = _last_runs(known_runs)
@@ -117,6 +123,7 @@ class _Known:
             version="" if last_heard is None else last_heard.version,
             has_approved=None if last_heard is None else last_heard.has_approved,
             rounds_served=self._served[name],
+            in_two_places=self._in_two_places.get(name),
         )
 
     def _whose_nodes(self) -> dict[int, str]:
@@ -182,8 +189,13 @@ def _served(folder: Path) -> list[str]:
 def _merchant_json(merchant: MerchantStatus) -> dict[str, Any]:
     return {
         "connected": merchant.is_connected,
-        "last_seen": None if merchant.last_seen is None else merchant.last_seen.isoformat(timespec="seconds"),
+        "last_seen": _time_json(merchant.last_seen),
         "version": merchant.version or None,
         "agreement_approved": merchant.has_approved,
         "rounds_served": merchant.rounds_served,
+        "in_two_places": _time_json(merchant.in_two_places),
     }
+
+
+def _time_json(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")

@@ -40,6 +40,12 @@ def show(found: Status, console: Console, now: datetime) -> None:
     lines += [f"run in {run.folder}: {run.state}, rounds done: {run.rounds_done}" for run in found.runs]
     if found.num_unknown_nodes:
         lines.append(f"connected, not introduced yet: {found.num_unknown_nodes}")
+    for merchant in found.merchants:
+        if merchant.in_two_places is not None:
+            when = ago((now - merchant.in_two_places).total_seconds())
+            lines.append(
+                f"WARNING: the certificate of {merchant.name} was in use in two places ({when}); was it copied?"
+            )
     for line in lines:
         console.print(Text(line), soft_wrap=True)
     if found.merchants:

@@ -28,6 +28,7 @@ from hansa_server.authority import open_authority
 from hansa_server.gateway_conversation import Conversation, Rules, Superlink
 from hansa_server.gateway_limits import Accounts, Limits, Places
 from hansa_server.gateway_rules import Certificate, LiveRegister
+from hansa_server.gateway_sightings import Sightings
 from hansa_server.issued_register import IssuedCertificate, IssuedKeys, record
 
 NODE_KEY = "-----BEGIN PUBLIC KEY-----\nbeta's\n-----END PUBLIC KEY-----\n"
@@ -87,13 +88,18 @@ class Watched:
         self.said: list[str] = []
         limits = Limits(requests_per_second=1e9, burst_requests=1e9)
         self.certificate = Certificate(issued.serial_number, "beta", issued.not_valid_after_utc.timestamp())
+
+        def say(subject: str, line: str) -> None:
+            self.said.append(f"{subject}: {line}")
+
         self.rules = Rules(
             LiveRegister(state),
             limits,
             Accounts(limits, time.monotonic),
             Places(16),
             Superlink(self.recorder.address, None),
-            lambda subject, line: self.said.append(f"{subject}: {line}"),
+            say,
+            Sightings(state, time.monotonic, say),
         )
 
     def superlink_gets(self, content: bytes) -> list[bytes]:
@@ -113,7 +119,7 @@ class Watched:
             there.shutdown(socket.SHUT_WR)
             # It may break off in the middle of what it sends; nothing else may happen.
             with contextlib.suppress(TransportError):
-                Conversation(rules, Wire(here, 5.0), self.certificate).hold()
+                Conversation(rules, Wire(here, 5.0), self.certificate, "127.0.0.1").hold()
         return [self.recorder.connections.get(timeout=10) for _ in reached]
 
 
@@ -132,7 +138,7 @@ def requests_in(received: bytes) -> list[h11.Request]:
     requests = []
     while True:
         event = reader.next_event()
-        if event in (h11.NEED_DATA, h11.PAUSED):
+        if event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
             return requests
         if isinstance(event, h11.Request):
             requests.append(event)

@@ -25,6 +25,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from hansa_common import keys
 from hansa_common.certificates import certificate_pem
 from hansa_server.authority import open_authority
+from hansa_server.gateway_sightings import read_two_places
 from hansa_server.issued_register import revoke
 
 pytestmark = pytest.mark.system
@@ -230,3 +231,12 @@ def test_log_names_the_merchant_and_holds_no_key_or_body(federation):
     log = federation.log()
     for secret in (federation.alpha.signed()["flwr-public-key"], "BEGIN", "control", "start-run"):
         assert secret not in log
+
+
+def test_copied_certificate_with_its_key_gets_in_and_is_noticed(federation):
+    attacker = federation.attacker(federation.alpha)
+    request = attacker.request("/health", method="GET")
+    answers = [attacker.says(request, source=source) for source in ("127.0.0.1", "127.0.0.2", "127.0.0.1")]
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    assert "alpha: certificate in use in two places" in federation.log()
+    assert set(read_two_places(federation.coordinator.state)) == {"alpha"}

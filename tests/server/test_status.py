@@ -13,6 +13,7 @@ from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
 from rich.console import Console
 
+from hansa_common import durable_files
 from hansa_common.addresses import Address
 from hansa_common.agreement import parse_agreement
 from hansa_common.flower_bundle import APP_ID, RUN_FOLDER_KEY, bundle_hash, flower_bundle
@@ -190,7 +191,8 @@ def test_command_prints_json_and_a_table(serving, hansa):
     told = json.loads(result.stdout)
     alder = told["merchants"]["alder"]
     assert datetime.fromisoformat(alder.pop("last_seen")) <= datetime.now(UTC)
-    assert alder == {"connected": True, "version": "0.1.0", "agreement_approved": True, "rounds_served": 1}
+    known = {"connected": True, "version": "0.1.0", "agreement_approved": True, "rounds_served": 1}
+    assert alder == {**known, "in_two_places": None}
     assert told["server"]["address"] == "127.0.0.1:8000"
     assert told["runs"] == [{"folder": str(run.folder), "state": "running", "rounds_done": 1}]
 
@@ -204,3 +206,9 @@ def test_reading_does_not_make_a_database(hansa, tmp_path):
     result = hansa("server", "status", "--state", tmp_path)
     assert (result.exit_code, list(tmp_path.iterdir())) == (0, [])
     assert "is not running" in result.stdout
+
+
+def test_certificate_in_two_places_is_told_to_whoever_asks(serving, hansa):
+    serving.run("run")
+    durable_files.write(serving.state / "two_places.json", b'{"alder": "2026-01-02T03:04:05+00:00"}')
+    assert "WARNING: the certificate of alder" in hansa("server", "status", "--state", serving.state).stdout
