@@ -43,8 +43,8 @@ _FIRST_WITH_PORTS, _FIRST_WITH_SCOPES = 4, 6
 _ABSTRACT_SOCKETS_AND_SIGNALS: Final = 0b11
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
-# What a Python program with TLS reads of a Linux system; none of it is the merchant's. Not /opt, where tables stand too:
-# if Python stands there, `installation` names it.
+# What a Python program with TLS reads of a Linux system; none of it is the merchant's. Not /opt, where tables
+# stand too: if Python stands there, `installation` names it.
 _SYSTEM: Final = (
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/dev/null", "/dev/urandom", "/etc/ssl", "/etc/pki",
     "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/hosts", "/etc/host.conf", "/etc/resolv.conf",
