@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from hansa_client.participation import Given, enrolled
 from hansa_common.agreement_file import read_agreement
 from hansa_common.certificates import certificate_pem
 from hansa_common.keys import read_tls_key
@@ -119,6 +120,20 @@ def test_agreement_that_is_named_must_be_approved(start, installed, refused):
     other = installed.folder / "other.toml"
     other.write_text(f"seed = 5\n{text}")
     refused(start("--data", installed.folder / "alder.csv", "--agreement", other), "is not approved", "client approve")
+
+
+def test_of_several_approved_agreements_the_last_counts_or_the_one_that_is_named(installed, door):
+    first, other = installed.kit / "agreement.toml", installed.folder / "other.toml"
+    other.write_text(f"seed = 5\n{first.read_text()}")
+    words = ("--state", installed.state, "--yes-to", read_agreement(other)[0].fingerprint)
+    assert installed.hansa("client", "approve", other, *words).exit_code == 0
+    data, now = installed.folder / "alder.csv", datetime.now(UTC)
+    last, named = (enrolled(Given(data, installed.state, agreement), now) for agreement in (None, first))
+    assert (last.agreement.seed, named.agreement.seed) == (5, 0)
+    for taking_part in (last, named):
+        assert read_agreement(taking_part.files.agreement)[0] == taking_part.agreement
+        assert taking_part.files.agreement.parent == installed.state / "approved"
+        assert (taking_part.merchant, str(taking_part.coordinator)) == ("alder", door.address)
 
 
 def test_agreement_of_another_coordinator_is_refused(start, installed, refused):

@@ -26,9 +26,6 @@ from pathlib import Path
 
 import pytest
 
-from hansa_common.agreement import validate_agreement
-from hansa_common.agreement_file import read_agreement
-
 HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
 MERCHANTS = ("alder", "birch", "cedar")
 # The three largest sources of visits stand for merchants.
@@ -264,26 +261,16 @@ class Companies:
             yield server
 
     @contextmanager
-    def taking_part(self, *options: object) -> Iterator[dict[str, Command]]:
+    def taking_part(self) -> Iterator[dict[str, Command]]:
         """All merchants, once they wait for orders."""
         with ExitStack() as stack:
             started = {
-                name: stack.enter_context(party.running("client", "start", "--data", f"{name}.csv", *options))
+                name: stack.enter_context(party.running("client", "start", "--data", f"{name}.csv"))
                 for name, party in self.merchants.items()
             }
             for command in started.values():
                 command.wait_for_line("waiting for orders")
             yield started
-
-    def another_agreement(self, name: str, **changes: object) -> Path:
-        """An agreement of the same parties with other sections, approved by the merchants; where it is."""
-        agreed, _ = read_agreement(self.coordinator.folder / "kits" / "agreement.toml")
-        agreed = validate_agreement({**agreed.model_dump(mode="json"), **changes}, "the test")
-        path = self.folder / f"{name}.json"
-        path.write_bytes(agreed.canonical_json())
-        for party in self.merchants.values():
-            party.told("client", "approve", path, "--yes-to", agreed.fingerprint)
-        return path
 
     def processes(self) -> dict[int, str]:
         """Its living processes, at any remove: they work in its folder, or have a file of it in view."""
