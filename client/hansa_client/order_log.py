@@ -11,8 +11,8 @@ An order is on record before it is obeyed, and its reply before it leaves; a pro
 | of a round that was there, or is earlier in its stage or stages    | ReplayError                                     |
 | of another run than that of the last introduction                  | ReplayError                                     |
 
-The current run is that of the last introduction that was answered, so an order that was held back does not outlive its
-run; a run that is resumed introduces itself again. Replies of the last few runs are kept, numbers of all. What an order
+The current run is that of the last introduction that was answered: an order that was held back waits until its run
+introduces itself again, as one does that is resumed, and as whoever has the old introduction can make it do. Replies of the last few runs are kept, numbers of all. What an order
 costs is to be charged between `take` and the work, by its hash: one order is obeyed once, or again before it ever left.
 
 file, in the folder           holds
