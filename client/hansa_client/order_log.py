@@ -12,8 +12,9 @@ An order is on record before it is obeyed, and its reply before it leaves; a pro
 | of another run than that of the last introduction                  | ReplayError                                     |
 
 The current run is that of the last introduction that was answered: an order that was held back waits until its run
-introduces itself again, as one does that is resumed, and as whoever has the old introduction can make it do. Replies of the last few runs are kept, numbers of all. What an order
-costs is to be charged between `take` and the work, by its hash: one order is obeyed once, or again before it ever left.
+introduces itself again, as one does that is resumed, and as whoever has the old introduction can make it do. Replies of
+the last few runs are kept, numbers of all. What an order costs is to be charged between `take` and the work, by its
+hash: one order is obeyed once, or again before it ever left.
 
 file, in the folder           holds
 RUN.json                      a run's record: its last number and round, and the orders whose replies are kept
