@@ -191,17 +191,16 @@ class Federation:
         self.superlink = Address(LOOPBACK, free_port())
         self.ca = self.coordinator.state / "ca.crt"
         stack.enter_context(running_superlink(self))
-        self.register_nodes()
+        self.register_node(self.alpha)
+        self.register_node(self.beta)
         self.gateway_process, self.gateway = stack.enter_context(started_gateway(self))
 
-    def register_nodes(self) -> None:
+    def register_node(self, party: Party) -> None:
         """As the coordinator does it: through SuperLink's Control API, on loopback."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
         with self.control() as control:
-            for party in self.coordinator.parties.values():
-                answer = control.RegisterNode(RegisterNodeRequest(public_key=party.public_pem))
-                party.node_id = answer.node_id
+            party.node_id = control.RegisterNode(RegisterNodeRequest(public_key=party.public_pem)).node_id
 
     @contextmanager
     def control(self):
