@@ -6,6 +6,7 @@ or stuck where none of its threads can move. It is asked with gRPC's own health 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+# Before gRPC is loaded: what it does at a fork, so that children could use it, ends a child that is forked for another
+# user while it is in use here.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -97,3 +97,26 @@ def test_trainer_that_ended_by_itself_is_not_told_of(trainer, folder):
     with watched(trainer, folder / SOCKET_NAME, told.append):
         threading.Event().wait(2)
     assert told == []
+
+
+FORKING = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from hansa_client import merchant_processes
+from hansa_client.heartbeat import watched
+from hansa_common.children import Child
+merchant_processes.heartbeat.ASK_SECONDS = 0.02
+trainer = subprocess.Popen(["sleep", "60"])
+with watched(Child("the trainer", trainer), Path(sys.argv[1]), print):
+    for _ in range(100):
+        # Of another user: only these are forked in the old way.
+        subprocess.run(["true"], user=os.getuid(), timeout=30, check=True)
+trainer.kill()
+"""
+
+
+def test_children_are_started_while_the_trainer_is_asked(trainer, folder):
+    """gRPC's handling of forks ended some of them."""
+    command = [sys.executable, "-c", FORKING, folder / SOCKET_NAME]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
