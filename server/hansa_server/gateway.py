@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -48,6 +49,7 @@ LOG_NAME: Final = "gateway.log"
 READY_SECONDS: Final = 60.0
 HANDSHAKE_SECONDS: Final = 10.0
 _BACKLOG: Final = 128
+_AFTER_FAILURE_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 0.5
 _LAST_BYTES: Final = 1 << 16
 _MAX_LAST_PIECES: Final = 4
@@ -85,7 +87,13 @@ class Gateway:
         """Accept connections until an exception, such as a signal's, ends it."""
         threading.stack_size(_STACK_BYTES)
         while True:
-            connection, address = listener.accept()
+            try:
+                connection, address = listener.accept()
+            except OSError as error:
+                # Of one connection that was gone at once, or of this machine's limits: others end meanwhile.
+                self.rules.tell("not let in", str(error))
+                time.sleep(_AFTER_FAILURE_SECONDS)
+                continue
             threading.Thread(target=self._serve_one, args=(connection, str(address[0])), daemon=True).start()
 
     def _serve_one(self, connection: socket.socket, address: str) -> None:
@@ -194,6 +202,12 @@ def _listener(listen: str, descriptor: int | None) -> socket.socket:
     return listening(parse_address(listen)) if descriptor is None else socket.socket(fileno=descriptor)
 
 
+def _allow_all_descriptors() -> None:
+    """As many as this machine lets a process have: each merchant may hold a few dozen."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _on_loopback(superlink: str) -> Address:
     address = parse_address(superlink)
     if not address.is_loopback:
@@ -256,6 +270,7 @@ def main(
     """Stand between merchants' nodes and SuperLink; `hansa server start` runs this."""
     log_to_stderr(logging.INFO)
     children.end_with_parent()
+    _allow_all_descriptors()
     limits = Limits(
         max_object_bytes=max_object_mib << 20,
         max_connections=max_connections,
