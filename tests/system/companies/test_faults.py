@@ -278,4 +278,5 @@ def test_merchant_whose_line_is_cut_for_half_a_minute_is_heard_in_the_same_round
 
 def test_node_killed_at_an_order_is_given_it_once_more_when_it_is_back(running, bad_round):
     assert "cedar" not in bad_round["dropped"]
-    assert decisions(running, "cedar", bad_round["round"])[-1] == "answered"
+    # Worked on once; whoever had asked for the node that died may have heard the answer too.
+    assert decisions(running, "cedar", bad_round["round"]).count("answered") == 1
