@@ -184,3 +184,10 @@ def test_client_app_loads_no_tensorflow_no_rows_and_no_policy():
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"
+
+
+def test_process_of_a_message_imports_no_backend_and_no_reader_of_tables():
+    # Flower starts one for every message; the trainer, which stays, has them.
+    script = "import sys, hansa_client.app; print(sorted({'tensorflow', 'keras', 'jax', 'pandas'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    assert told.stdout == "[]\n"
