@@ -215,22 +215,21 @@ class Finishing:
         return Judgement(metrics_from_histogram(original), metrics_from_histogram(candidate), tuple(refused_by))
 
     def _refusal(self, judgement: Judgement) -> str:
-        allowed = self.run.agreement.compression
+        allowed, reasons = self.run.agreement.compression, []
         if judgement.refused_by:
-            return (
+            reasons.append(
                 f"{', '.join(judgement.refused_by)} would lose more than {allowed.max_merchant_pr_auc_loss:g} PR-AUC "
                 "on their own validation rows"
             )
         original, candidate = judgement.original, judgement.candidate
         if original is None or candidate is None:
-            return "too few merchants could judge it on validation rows"
-        loss = original.pr_auc - candidate.pr_auc
-        if loss > allowed.max_pr_auc_loss:
-            return (
-                f"validation PR-AUC would fall by {loss:.3g}, from {original.pr_auc:.4f} to {candidate.pr_auc:.4f}; "
+            reasons.append("too few merchants could judge it on validation rows")
+        elif (loss := original.pr_auc - candidate.pr_auc) > allowed.max_pr_auc_loss:
+            reasons.append(
+                f"validation PR-AUC would fall by {loss:.3g}, from {original.pr_auc:.4f} to {candidate.pr_auc:.4f}, "
                 f"allowed are {allowed.max_pr_auc_loss:g}"
             )
-        return ""
+        return "; ".join(reasons)
 
 
 def _sizes(report: CompressionReport) -> dict[str, float]:

@@ -146,7 +146,7 @@ def test_loss_beyond_the_agreed_one_is_not_released_and_told_with_its_figure(fin
     assert finished.released is None
     before, after = finished.validation.original.pr_auc, finished.validation.candidate.pr_auc
     assert finished.refusal.startswith(f"validation PR-AUC would fall by {before - after:.3g}")
-    assert finished.refusal.endswith(f"from {before:.4f} to {after:.4f}; allowed are 0.003")
+    assert finished.refusal.endswith(f"from {before:.4f} to {after:.4f}, allowed are 0.003")
     assert ready.events[-1].line.endswith("; the float model remains")
     told = finished.to_json()
     assert not told["compression"]["released"]
@@ -163,6 +163,14 @@ def test_one_merchant_that_loses_too_much_stops_the_release_and_is_named(finishe
     assert finished.refusal.startswith("gamma would lose more than 0.05")
     (event,) = [event for event in ready.events if isinstance(event, CandidateJudged)]
     assert "the float model remains" in event.line
+
+
+def test_who_refuses_does_not_hide_what_the_federation_would_lose(finisher):
+    ready = finisher()
+    refused = changed(ready, "beta", lambda _, r: worse(_, r).model_copy(update={"acceptable": False}))
+    first, second = ready.finished(refused).refusal.split("; ")
+    assert first.startswith("beta would lose more than 0.05")
+    assert second.startswith("validation PR-AUC would fall by")
 
 
 def test_without_enough_judges_nothing_is_released(finisher):
