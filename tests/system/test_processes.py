@@ -298,7 +298,7 @@ def assert_known_by_name(status, out, *, connected) -> None:
     assert list(status["merchants"]) == list(MERCHANTS)
     for entry in status["merchants"].values():
         assert entry.pop("last_seen") is not None
-        said = {"version": __version__, "agreement_approved": True}
+        said = {"version": __version__, "agreement_approved": True, "in_two_places": None}
         assert entry == {"connected": connected, "rounds_served": num_rounds, **said}
     assert status["runs"] == [{"folder": str(out), "state": "finished", "rounds_done": num_rounds}]
 
