@@ -19,7 +19,8 @@ import pytest
 from hansa_client import flower_node, own_figures, trainer_service
 from hansa_client.merchant_policy import MerchantPolicy, parse_policy
 from hansa_common import agreement as agreed
-from hansa_common import messages, schema, task_defaults, trust
+from hansa_common import agreement_sections as sections
+from hansa_common import messages, record_types, schema, task_defaults, trust
 from hansa_common.agreement import parse_agreement
 from hansa_common.cli import Commands, installed_commands
 from hansa_server import exchange, replies, run_folder
@@ -31,18 +32,18 @@ HELP_WIDTH = 100
 # Where the reference in docs/data.md tells each part of an agreement.
 SECTIONS = {
     "### Top level": agreed.Agreement,
-    "### `[label]`": agreed.Label,
+    "### `[label]`": sections.Label,
     '### `[[features]]` with `kind = "numeric"`': schema.NumericFeature,
     '### `[[features]]` with `kind = "categorical"`': schema.CategoricalFeature,
     '### `[[features]]` with `kind = "boolean"`': schema.BooleanFeature,
     '### `[[features]]` with `kind = "timestamp"`': schema.TimestampFeature,
-    "### `[data]`": agreed.Data,
-    "### `[model]`": agreed.Model,
-    "### `[training]`": agreed.Training,
-    "### `[training.plan]` and `[[training.candidates]]`": agreed.Plan,
-    "### `[cohort]`": agreed.Cohort,
-    "### `[privacy]`": agreed.Privacy,
-    "### `[compression]`": agreed.Compression,
+    "### `[data]`": sections.Data,
+    "### `[model]`": sections.Model,
+    "### `[training]`": sections.Training,
+    "### `[training.plan]` and `[[training.candidates]]`": sections.Plan,
+    "### `[cohort]`": sections.Cohort,
+    "### `[privacy]`": sections.Privacy,
+    "### `[compression]`": sections.Compression,
     "### `[trust]`": trust.Trust,
 }
 # Keys that are sections of their own.
@@ -58,7 +59,7 @@ NESTED = {
         "compression",
         "trust",
     },
-    agreed.Training: {"plan", "candidates"},
+    sections.Training: {"plan", "candidates"},
 }
 PATTERNS = {
     r"^[^\x00-\x1f]+$": "no control characters",
@@ -227,11 +228,11 @@ def test_table_of_messages_holds_every_field_that_can_leave_a_party():
     told = {row[0].strip("`"): row for row in rows(section(text_of("docs/security.md"), "## What each party can see"))}
     assert set(told) == set(messages._KINDS)
     for kind, record in messages._KINDS.items():
-        header = messages.Order if issubclass(record, messages.Order) else messages.Reply
+        header = record_types.Order if issubclass(record, record_types.Order) else record_types.Reply
         fields = [f"`{name}`" for name in record.model_fields if name not in header.model_fields]
-        to = "merchant" if header is messages.Order else "coordinator"
+        to = "merchant" if header is record_types.Order else "coordinator"
         assert told[kind][1:] == [to, ", ".join(fields) or "none"], kind
-    headers = [*messages.Order.model_fields, *messages.Reply.model_fields]
+    headers = [*record_types.Order.model_fields, *record_types.Reply.model_fields]
     assert all(f"`{name}`" in section(text_of("docs/security.md"), "## What each party can see") for name in headers)
 
 

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from hansa_common.agreement import Agreement, Plan
+from hansa_common.agreement import Agreement
+from hansa_common.agreement_sections import Plan
 from hansa_common.plain_text import printable
 
 MAX_SHOWN_CHARS: Final = 60

@@ -30,8 +30,8 @@ from pydantic import Field, ValidationError
 
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError
-from hansa_common.messages import Digest
 from hansa_common.plain_text import printable
+from hansa_common.record_types import Digest
 from hansa_common.schema import Section
 
 AUDIT_NAME: Final = "audit.jsonl"

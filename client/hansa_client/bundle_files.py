@@ -26,7 +26,7 @@ from hansa_common.bundle import (
 )
 from hansa_common.errors import BundleError, UsageError
 from hansa_common.keys import check_public_key, is_public_key
-from hansa_common.messages import Digest
+from hansa_common.record_types import Digest
 from hansa_common.schema import Section
 
 THRESHOLD_NAME: Final = "threshold.json"

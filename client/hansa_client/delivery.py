@@ -33,10 +33,10 @@ from hansa_common.agreement import Agreement
 from hansa_common.bundle import FILE_NAMES, TRUSTED_KEY_NAME, Bundle, Share, claimed_signer, open_bundle
 from hansa_common.errors import BundleError, MerchantError, MessageError, PolicyError
 from hansa_common.features import Inputs
-from hansa_common.messages import Digest
 from hansa_common.metrics import metrics_from_histogram, score_histogram
 from hansa_common.model import ModelSpec
 from hansa_common.parcel import pack, unpack
+from hansa_common.record_types import Digest
 from hansa_common.schema import Section
 from hansa_common.vectors import num_params
 

@@ -28,11 +28,9 @@ from hansa_common.messages import (
     EvaluateReply,
     IntroduceOrder,
     Introduction,
-    Order,
     RangesOrder,
     RangesReply,
     Refusal,
-    Reply,
     RoundOrder,
     RoundReply,
     StatisticsOrder,
@@ -40,6 +38,7 @@ from hansa_common.messages import (
     decode,
 )
 from hansa_common.metrics import NUM_BINS, Histogram
+from hansa_common.record_types import Order, Reply
 from hansa_common.schema import NumericFeature
 from hansa_common.statistics import Statistics
 

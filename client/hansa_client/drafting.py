@@ -24,7 +24,8 @@ from hansa_client import cells, drafting_toml
 from hansa_client.profiles import Profile, profile
 from hansa_client.silos import SiloSpec, split_silos
 from hansa_client.suspicions import MIN_ROWS_OF_A_CLASS, Finding, inspect_columns
-from hansa_common.agreement import Agreement, Privacy, parse_agreement
+from hansa_common.agreement import Agreement, parse_agreement
+from hansa_common.agreement_sections import Privacy
 from hansa_common.errors import DataError, UsageError
 from hansa_common.natural_order import natural_key
 from hansa_common.nearest import did_you_mean

@@ -38,7 +38,8 @@ from hansa_client.turns import Turns
 from hansa_client.watchdog import STACKS_NAME, Watchdog
 from hansa_common.agreement import Agreement
 from hansa_common.errors import HansaError, MessageError, PolicyError, UsageError
-from hansa_common.messages import IntroduceOrder, Order, Refusal, RoundOrder, decode, encode, message_hash
+from hansa_common.messages import IntroduceOrder, Refusal, RoundOrder, decode, encode, message_hash
+from hansa_common.record_types import Order
 from hansa_common.sealing import unverified
 
 MAX_WAITING: Final = 2

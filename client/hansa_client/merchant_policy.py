@@ -30,16 +30,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import NotNowError, PolicyError, UsageError
-from hansa_common.messages import (
-    CandidateOrder,
-    EvaluateOrder,
-    Order,
-    RangesOrder,
-    Reply,
-    RoundOrder,
-    RoundReply,
-    StatisticsOrder,
-)
+from hansa_common.messages import CandidateOrder, EvaluateOrder, RangesOrder, RoundOrder, RoundReply, StatisticsOrder
+from hansa_common.record_types import Order, Reply
 from hansa_common.schema import Section
 from hansa_common.vectors import l2_norm
 

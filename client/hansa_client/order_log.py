@@ -33,7 +33,8 @@ from pydantic import Field, ValidationError
 
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError, ReplayError
-from hansa_common.messages import Digest, Name, Order, RoundOrder, SequenceNumber, Stage
+from hansa_common.messages import RoundOrder
+from hansa_common.record_types import Digest, Name, Order, SequenceNumber, Stage
 from hansa_common.schema import Section
 
 ORDERS_NAME: Final = "orders"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hansa_common import durable_files
-from hansa_common.agreement import Privacy
+from hansa_common.agreement_sections import Privacy
 from hansa_common.messages import SharedMetrics
 from hansa_common.metrics import Histogram, Metrics, decision_threshold, metrics_from_histogram
 

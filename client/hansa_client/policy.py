@@ -11,16 +11,8 @@ from functools import cached_property
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
-from hansa_common.messages import (
-    EVERYONE,
-    CandidateOrder,
-    DeliverOrder,
-    EvaluateOrder,
-    IntroduceOrder,
-    Order,
-    RangesOrder,
-    RoundOrder,
-)
+from hansa_common.messages import CandidateOrder, DeliverOrder, EvaluateOrder, IntroduceOrder, RangesOrder, RoundOrder
+from hansa_common.record_types import EVERYONE, Order
 
 
 @dataclass(frozen=True)

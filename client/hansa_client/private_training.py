@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hansa_client.private_program import BLOCK_ROWS, PrivateProgram, PrivateSettings, SampledSteps
 from hansa_client.training_loop import TrainingOutcome, backend
 from hansa_client.training_program import LocalStart, StepSettings
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.errors import DeadlineError
 from hansa_common.features import Inputs
 from hansa_common.model import ModelSpec

@@ -10,7 +10,8 @@ from functools import cached_property
 
 from hansa_client.data import MerchantTable
 from hansa_client.training_loop import LocalTraining, describe_device
-from hansa_common.agreement import Agreement, Plan
+from hansa_common.agreement import Agreement
+from hansa_common.agreement_sections import Plan
 from hansa_common.model import ModelSpec
 
 

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa_common.agreement import Data
+from hansa_common.agreement_sections import Data
 from hansa_common.errors import DataError
 
 Rows = NDArray[np.int64]

@@ -39,10 +39,8 @@ from hansa_common.messages import (
     EvaluateReply,
     IntroduceOrder,
     Introduction,
-    Order,
     RangesOrder,
     RangesReply,
-    Record,
     RoundOrder,
     RoundReply,
     StatisticsOrder,
@@ -53,6 +51,7 @@ from hansa_common.messages import (
 from hansa_common.metrics import Histogram, score_histogram, withhold
 from hansa_common.pruning import permitted_mask
 from hansa_common.randomness import derived_seed, generator
+from hansa_common.record_types import Order, Record
 from hansa_common.vectors import Vector, num_params
 
 Part = Literal["train", "validation", "test"]

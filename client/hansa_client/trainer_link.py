@@ -19,7 +19,8 @@ import grpc
 from hansa_client import trainer_pb2
 from hansa_client.node_user import is_shared
 from hansa_common.errors import MessageError, TransportError
-from hansa_common.messages import MAX_MESSAGE_BYTES, Order, decode
+from hansa_common.messages import MAX_MESSAGE_BYTES, decode
+from hansa_common.record_types import Order
 from hansa_common.sealing import unverified
 
 SERVICE: Final = "hansa.client.v1.Trainer"

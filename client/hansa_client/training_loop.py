@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hansa_client import native_output
 from hansa_client.training_program import LocalStart, PaddedRows, Program, Steps, StepSettings
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.errors import DeadlineError, UsageError
 from hansa_common.features import Inputs
 from hansa_common.model import ModelSpec

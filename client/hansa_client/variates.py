@@ -26,7 +26,7 @@ import numpy as np
 
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError
-from hansa_common.messages import Stage
+from hansa_common.record_types import Stage
 from hansa_common.vectors import Vector
 
 # The last few, because two runs of one agreement may overlap while the coordinator restarts; each has three stages.

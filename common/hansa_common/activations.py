@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa_common.agreement import Activation
+from hansa_common.agreement_sections import Activation
 from hansa_common.errors import CompressionError
 from hansa_common.features import Inputs
 from hansa_common.model import LAYER_NORM_EPSILON, ModelSpec

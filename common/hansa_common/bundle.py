@@ -36,9 +36,9 @@ from hansa_common.agreement import Agreement
 from hansa_common.errors import BundleError, MessageError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.keys import check_public_key, public_key_of
-from hansa_common.messages import Digest, Name
 from hansa_common.model import MODEL_NAMES, ModelSpec, model_files, model_parts
 from hansa_common.model_card import model_card
+from hansa_common.record_types import Digest, Name
 from hansa_common.schema import Section
 from hansa_common.vectors import Vector
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from hansa_common.agreement import Activation, Agreement, Precision
+from hansa_common.agreement import Agreement
+from hansa_common.agreement_sections import Activation, Precision
 from hansa_common.errors import UsageError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.randomness import generator

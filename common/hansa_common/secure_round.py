@@ -34,7 +34,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hansa_common.errors import MessageError, PolicyError, ReplayError
 from hansa_common.masking import Ring, pair_key, self_key
 from hansa_common.masking import mask as add_masks
-from hansa_common.messages import EVERYONE, Order, RoundOrder, encode
+from hansa_common.messages import RoundOrder, encode
+from hansa_common.record_types import EVERYONE, Order
 from hansa_common.secret_sharing import SECRET_BYTES, DrawBytes, split
 from hansa_common.secure_keys import Advertisement, KeyHistory, Session, mask_context, sign_keys
 from hansa_common.secure_shares import Channel, Offer, SharePair, commitment

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from hansa_common.agreement import Plan
+from hansa_common.agreement_sections import Plan
 from hansa_common.vectors import Vector
 from hansa_server.aggregation import Doubles
 

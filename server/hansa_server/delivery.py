@@ -26,8 +26,9 @@ from hansa_common import durable_files
 from hansa_common.agreement import Agreement
 from hansa_common.bundle import MANIFEST_NAME
 from hansa_common.errors import ReplyError
-from hansa_common.messages import Delivered, DeliverOrder, Reply
+from hansa_common.messages import Delivered, DeliverOrder
 from hansa_common.parcel import pack
+from hansa_common.record_types import Reply
 from hansa_server import run_folder
 from hansa_server.exchange import Clock, Exchange
 from hansa_server.introduction import Awaited, introduce_those_present

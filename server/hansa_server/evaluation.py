@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa_common.messages import EvaluateOrder, EvaluateReply, Reply, SharedMetrics, Stage
+from hansa_common.messages import EvaluateOrder, EvaluateReply, SharedMetrics
 from hansa_common.metrics import HISTOGRAM_LENGTH, Metrics, metrics_from_histogram
+from hansa_common.record_types import Reply, Stage
 from hansa_common.vectors import Vector
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import Split, check_evaluate_reply, max_split_rows

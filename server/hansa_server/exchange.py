@@ -32,17 +32,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from hansa_common.errors import MessageError, ReplyError
-from hansa_common.messages import (
-    EVERYONE,
-    FLOWER_FIELD,
-    FLOWER_RECORD,
-    Order,
-    Refusal,
-    Reply,
-    decode,
-    encode,
-    message_hash,
-)
+from hansa_common.messages import FLOWER_FIELD, FLOWER_RECORD, Refusal, decode, encode, message_hash
+from hansa_common.record_types import EVERYONE, Order, Reply
 from hansa_common.sealing import unverified
 from hansa_server.seals import Seals
 

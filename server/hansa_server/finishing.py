@@ -24,9 +24,10 @@ import numpy as np
 
 from hansa_common.activations import check_activation_histograms, histograms_length, ranges_from_histograms
 from hansa_common.errors import CompressionError, ReplyError
-from hansa_common.messages import MAX_RANGE_ROWS, CandidateOrder, CandidateReply, RangesOrder, RangesReply, Reply
+from hansa_common.messages import MAX_RANGE_ROWS, CandidateOrder, CandidateReply, RangesOrder, RangesReply
 from hansa_common.metrics import HISTOGRAM_LENGTH, Metrics, metrics_from_histogram
 from hansa_common.model import ModelSpec
+from hansa_common.record_types import Reply
 from hansa_common.vectors import Vector
 from hansa_server.compression import Compressed, CompressionReport, compress
 from hansa_server.participants import Merchant, Run

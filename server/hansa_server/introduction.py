@@ -23,7 +23,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import RunFailedError, RunInterruptedError
-from hansa_common.messages import EVERYONE, IntroduceOrder, Introduction
+from hansa_common.messages import IntroduceOrder, Introduction
+from hansa_common.record_types import EVERYONE
 from hansa_common.trust import MerchantName
 from hansa_server.exchange import AWAY, GRACE_SECONDS, Addressed, Answer, Patience, Sent
 from hansa_server.participants import Merchant, Run

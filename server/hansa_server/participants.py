@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from hansa_common.agreement import Agreement
 from hansa_common.errors import ReplyError
-from hansa_common.messages import Order, Reply
+from hansa_common.record_types import Order, Reply
 from hansa_server.exchange import Addressed, Answer, Exchange
 from hansa_server.run_events import Event, ReplyDropped
 

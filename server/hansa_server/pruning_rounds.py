@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from hansa_common.messages import Stage
 from hansa_common.metrics import Metrics
 from hansa_common.model import ModelSpec
 from hansa_common.pruning import magnitude_mask, masked, pack_mask, scheduled_sparsity
+from hansa_common.record_types import Stage
 from hansa_common.vectors import Vector
 from hansa_server.algorithms import initial_state
 from hansa_server.evaluation import evaluate

@@ -23,10 +23,12 @@ from typing import Final, Literal
 
 import numpy as np
 
-from hansa_common.agreement import Agreement, Data
+from hansa_common.agreement import Agreement
+from hansa_common.agreement_sections import Data
 from hansa_common.errors import ReplyError
-from hansa_common.messages import EvaluateReply, Reply, RoundReply, StatisticsReply
+from hansa_common.messages import EvaluateReply, RoundReply, StatisticsReply
 from hansa_common.metrics import Histogram, check_histogram
+from hansa_common.record_types import Reply
 from hansa_common.statistics import check_statistics, statistics_length
 from hansa_common.vectors import Vector, l2_norm
 

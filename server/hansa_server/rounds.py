@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hansa_common.agreement import Plan
-from hansa_common.messages import Reply, RoundOrder, RoundReply, Stage
+from hansa_common.agreement_sections import Plan
+from hansa_common.messages import RoundOrder, RoundReply
 from hansa_common.metrics import HISTOGRAM_LENGTH, Histogram, metrics_from_histogram
 from hansa_common.pruning import Packed
 from hansa_common.randomness import generator
+from hansa_common.record_types import Reply, Stage
 from hansa_common.vectors import Vector, l2_norm
 from hansa_server.aggregation import WeightedSum
 from hansa_server.algorithms import ServerState, step

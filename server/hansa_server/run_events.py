@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hansa_common.messages import Stage
 from hansa_common.metrics import Metrics
+from hansa_common.record_types import Stage
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hansa_common.messages import Stage
+from hansa_common.record_types import Stage
 from hansa_server.participants import Merchant
 from hansa_server.run_events import RoundFinished
 from hansa_server.selection import Course

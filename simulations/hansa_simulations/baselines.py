@@ -27,7 +27,8 @@ from hansa_client.programs import Programs
 from hansa_client.quality import measure_quality
 from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
-from hansa_common.agreement import Agreement, Plan, validate_agreement
+from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.agreement_sections import Plan
 from hansa_common.errors import RunFailedError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.vectors import Vector

@@ -33,7 +33,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 from hansa_client.training_loop import LocalTraining
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.features import Inputs
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.vectors import Vector, flatten, l2_norm, unflatten

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from hansa_client.clipped_gradients import clipped_sum, clipping_factors, row_norms, tap_widths, traced_logits
 from hansa_client.training_program import StepSettings
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.model import EmbeddingSpec, ModelSpec, build_model, initial_weights, model_inputs, ordered_variables
 from hansa_common.vectors import unflatten
 

@@ -17,11 +17,9 @@ from hansa_common.messages import (
     EvaluateOrder,
     EvaluateReply,
     Introduction,
-    Order,
     RangesOrder,
     RangesReply,
     Refusal,
-    Reply,
     RoundOrder,
     RoundReply,
     SharedMetrics,
@@ -30,6 +28,7 @@ from hansa_common.messages import (
     encode,
 )
 from hansa_common.metrics import HISTOGRAM_LENGTH
+from hansa_common.record_types import Order, Reply
 
 AGREED = validate_agreement(
     {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hansa_client.training_loop import LocalTraining
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.features import Inputs
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.pruning import magnitude_mask, masked

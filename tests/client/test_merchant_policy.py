@@ -14,12 +14,12 @@ from hansa_common.messages import (
     CandidateOrder,
     EvaluateOrder,
     IntroduceOrder,
-    Order,
     RangesOrder,
     RoundOrder,
     RoundReply,
     StatisticsOrder,
 )
+from hansa_common.record_types import Order
 
 NOON = time(12)
 FLOATS, OCTETS = np.zeros(0, np.float32), np.zeros(0, np.uint8)

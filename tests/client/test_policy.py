@@ -8,7 +8,8 @@ import pytest
 from hansa_client.policy import Policy
 from hansa_common.agreement import Agreement, validate_agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
-from hansa_common.messages import EvaluateOrder, IntroduceOrder, Order, RoundOrder, StatisticsOrder
+from hansa_common.messages import EvaluateOrder, IntroduceOrder, RoundOrder, StatisticsOrder
+from hansa_common.record_types import Order
 
 WEIGHTS = np.zeros(3, np.float32)
 ROSTER = ("alpha", "beta", "gamma")

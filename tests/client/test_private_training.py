@@ -12,7 +12,7 @@ from scipy import stats
 
 from hansa_client.private_training import PrivateTraining, PrivateWork
 from hansa_client.training_loop import LocalTraining
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.errors import DeadlineError
 from hansa_common.features import Inputs
 from hansa_common.model import EmbeddingSpec, ModelSpec, initial_weights
@@ -176,7 +176,7 @@ import sys
 import numpy as np
 from tests.client.test_private_training import Case
 from hansa_client.private_training import PrivateWork
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 case = Case(Model(hidden=(16, 8), layer_norm=True, dropout=0.3, l2=1e-3, activation="gelu"),
             Plan(optimizer="momentum", learning_rate=0.05, batch_size=32))
 np.save(sys.argv[1], case.trained(PrivateWork(6, 0.4, 0.5, 0.8)))

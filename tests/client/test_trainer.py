@@ -26,7 +26,6 @@ from hansa_common.messages import (
     EvaluateReply,
     IntroduceOrder,
     Introduction,
-    Order,
     Refusal,
     RoundOrder,
     RoundReply,
@@ -38,6 +37,7 @@ from hansa_common.messages import (
 )
 from hansa_common.metrics import decision_threshold, score_histogram
 from hansa_common.model import ModelSpec
+from hansa_common.record_types import Order
 from hansa_common.vectors import num_params
 
 LEARNING_RATE = 0.5

@@ -17,7 +17,8 @@ import pytest
 from hansa_client.trainer_link import SOCKET_NAME, Access, RemoteTrainer
 from hansa_client.training_loop import CHUNK_SECONDS, LocalTraining
 from hansa_common import statistics
-from hansa_common.agreement import Model, Plan, parse_agreement
+from hansa_common.agreement import parse_agreement
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.children import running
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
@@ -44,7 +45,7 @@ out, num_cores = sys.argv[1], int(sys.argv[2])
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
 import numpy as np
 from hansa_client.training_loop import LocalTraining, describe_device
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.features import Inputs
 from hansa_common.model import EmbeddingSpec, ModelSpec, initial_weights
 

@@ -11,7 +11,7 @@ import pytest
 
 from hansa_client.training_loop import SCORING_BLOCKS, LocalTraining
 from hansa_client.training_program import StepSettings
-from hansa_common.agreement import Model, Plan
+from hansa_common.agreement_sections import Model, Plan
 from hansa_common.errors import DeadlineError
 from hansa_common.features import Inputs
 from hansa_common.model import EmbeddingSpec, ModelSpec, initial_weights

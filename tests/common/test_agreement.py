@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hansa_common import __version__
-from hansa_common.agreement import Algorithm, parse_agreement, validate_agreement
+from hansa_common.agreement import parse_agreement, validate_agreement
+from hansa_common.agreement_sections import Algorithm
 from hansa_common.errors import AgreementError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

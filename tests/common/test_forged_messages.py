@@ -11,7 +11,6 @@ import pytest
 
 from hansa_common.errors import MessageError
 from hansa_common.messages import (
-    MAX_COHORT,
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
     EvaluateReply,
@@ -22,6 +21,7 @@ from hansa_common.messages import (
     decode,
     encode,
 )
+from hansa_common.record_types import MAX_COHORT
 
 
 def example_order(**changes):

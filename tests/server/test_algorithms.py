@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from hansa_common.agreement import Plan
+from hansa_common.agreement_sections import Plan
 from hansa_server.aggregation import WeightedSum, weighted_mean
 from hansa_server.algorithms import ServerState, initial_state, step
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa_common.agreement import Data
+from hansa_common.agreement_sections import Data
 from hansa_common.messages import EvaluateReply, Refusal, encode, message_hash
 from hansa_common.metrics import HISTOGRAM_LENGTH, metrics_from_histogram
 from hansa_server.algorithms import initial_state

@@ -8,7 +8,8 @@ import pytest
 
 from hansa_common.errors import CoordinatorError, RunFailedError, SignatureError, UsageError
 from hansa_common.keys import public_key_of
-from hansa_common.messages import EVERYONE, IntroduceOrder, RoundOrder, StatisticsOrder, decode, encode, message_hash
+from hansa_common.messages import IntroduceOrder, RoundOrder, StatisticsOrder, decode, encode, message_hash
+from hansa_common.record_types import EVERYONE
 from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unverified
 from hansa_common.trust import Trust
 from hansa_server import run_folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hansa_client.programs import Programs
-from hansa_common.agreement import Plan
+from hansa_common.agreement_sections import Plan
 from hansa_common.errors import RunFailedError
 from hansa_simulations.baselines import Baselines, baseline_plans, pooled_table
 from hansa_simulations.scenario import simulated_hash_key
