@@ -17,7 +17,9 @@ from typing import Final
 
 import numpy as np
 import pytest
+import wrapt
 
+from hansa_client.tensorflow_devices import configure_devices
 from hansa_common.cli import installed_commands, run
 
 ROOT: Final = Path(__file__).parents[1]
@@ -29,6 +31,10 @@ def stage(item: pytest.Item) -> str:
     if isinstance(item, pytest.DoctestItem):
         return "doctests"
     return "real processes" if item.get_closest_marker("system") else "units"
+
+
+# TensorFlow's threads are settled before its first operation or never, and a test's own may come before a trainer's.
+wrapt.register_post_import_hook(lambda _: configure_devices(), "tensorflow")
 
 
 @pytest.hookimpl(trylast=True)
@@ -61,14 +67,6 @@ def pytest_terminal_summary(terminalreporter):
                 seconds[dict(report.user_properties)["stage"]] += report.duration
     told = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items() if took)
     terminalreporter.write_line(f"tests took: {told}" if told else "no test was run")
-
-
-@pytest.fixture(scope="session")
-def one_thread() -> None:
-    """TensorFlow's threads are settled before its first operation or never: for tests whose own comes first."""
-    from hansa_client.tensorflow_state import configure_devices
-
-    configure_devices()
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,17 @@
 """A Keras model and optimizer as what a compiled TensorFlow program changes: weights in, steps, weights out.
 
 Assigning the incoming weights, resetting the optimizer and reading the outcome are operations of the program itself,
-so that a call costs little besides its steps. One thread computes: with more, XLA's sums, and so the bytes, depend on
-how many cores there are.
+so that a call costs little besides its steps.
 """
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
+from hansa_client.tensorflow_devices import configure_devices
 from hansa_client.training_program import StepSettings, seed_states
 from hansa_common.model import build_model, ordered_variables
 from hansa_common.vectors import num_params
@@ -69,21 +69,3 @@ class TensorFlowState:
         shapes = self._settings.spec.shapes
         pieces = tf.split(vector, [num_params((shape,)) for shape in shapes])
         return [tf.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-@cache
-def configure_devices() -> None:
-    """Settle, before the first operation, how many threads compute and how a GPU's memory is taken."""
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, enable=True)
-
-
-def device_name() -> str:
-    """The device that TensorFlow computes on, in words."""
-    configure_devices()
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return "CPU"
-    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))

@@ -164,9 +164,9 @@ def describe_device() -> tuple[str, str]:
             from hansa_client import jax_program
 
             return "jax", jax_program.device_name()
-        from hansa_client import tensorflow_state
+        from hansa_client import tensorflow_devices
 
-        return "tensorflow", tensorflow_state.device_name()
+        return "tensorflow", tensorflow_devices.device_name()
 
 
 def _new_program(settings: StepSettings) -> Program:

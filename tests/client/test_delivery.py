@@ -303,7 +303,6 @@ def test_network_that_is_none_gives_no_threshold_says_why_and_is_no_refusal(inbo
 
 
 @pytest.mark.system
-@pytest.mark.usefixtures("one_thread")
 def test_trainer_decides_on_its_validation_rows_and_answers_one_word(finished, state):
     from hansa_client.programs import Programs
     from hansa_client.trainer import MerchantTrainer

@@ -20,8 +20,6 @@ from hansa_common.pruning import magnitude_mask, masked
 from hansa_server.aggregation import weighted_mean
 from hansa_server.algorithms import initial_state, step
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SPEC = ModelSpec(
     num_dense=6, embeddings=(), hidden=(12, 8), activation="relu", dropout=0.0, l1=0.0, l2=1e-3, layer_norm=False,
     output_bias=0.0,

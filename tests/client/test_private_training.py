@@ -18,8 +18,6 @@ from hansa_common.features import Inputs
 from hansa_common.model import EmbeddingSpec, ModelSpec, initial_weights
 from hansa_common.privacy_noise import PrivacyRandom
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROWS = 600
 KEY = bytes(range(32))
 NO_CLIPPING = 1e9

@@ -28,8 +28,6 @@ from hansa_common.messages import (
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.pruning import magnitude_mask, masked, pack_mask
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NONE = np.zeros(0, np.float32)
 VALUES = {
     "task": "purchase",

@@ -35,7 +35,7 @@ from hansa_common.metrics import metrics_from_histogram
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_server.aggregation import weighted_mean
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 START_SECONDS = 240.0
 # Dropout, embeddings, LayerNorm, L2; batches large enough for several threads, if several could compute.

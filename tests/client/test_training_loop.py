@@ -17,8 +17,6 @@ from hansa_common.features import Inputs
 from hansa_common.model import EmbeddingSpec, ModelSpec, initial_weights
 from hansa_common.vectors import flatten, num_params, unflatten
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TABLES = (EmbeddingSpec(feature="brand", num_ids=9, dim=3), EmbeddingSpec(feature="shop", num_ids=5, dim=2))
 # Ten batches, the last of them not full: 2 epochs are 20 steps, 20 are 200.
 NUM_ROWS, BATCH_SIZE = 150, 16

@@ -77,7 +77,6 @@ def keras_tensors(model, spec: ModelSpec):
             yield f"linear_{i}", keras.ops.add(keras.ops.matmul(dense.input, dense.kernel), dense.bias)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "spec",
     [

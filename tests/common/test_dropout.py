@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROWS, UNITS = 192, 101
 SIZE = ROWS * UNITS
 RATES = (0.1, 0.3, 0.5, 0.9)

@@ -30,8 +30,6 @@ from hansa_common.model import (
 from hansa_common.statistics import statistics_length
 from hansa_common.vectors import num_params, unflatten
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EMBEDDINGS = (EmbeddingSpec(feature="brand", num_ids=7, dim=3), EmbeddingSpec(feature="shop", num_ids=4, dim=2))
 NUM_ROWS = 11
 

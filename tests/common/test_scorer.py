@@ -42,7 +42,6 @@ def bundle(finished):
 
 
 @pytest.mark.system
-@pytest.mark.usefixtures("one_thread")
 def test_float_file_scores_as_the_keras_model_within_1e_5(finished, bundle):
     columns = columns_of(finished, finished.rows(3000, seed=3))
     model = build_model(bundle.spec)

@@ -19,7 +19,7 @@ from hansa_server.run_state import RunState
 from hansa_simulations.grid import LocalGrid, run_server_app
 from hansa_simulations.scenario import simulated_signing_key
 
-pytestmark = [pytest.mark.system, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.system
 
 PLAN = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 16, "local_epochs": 2}
 SMALL = {

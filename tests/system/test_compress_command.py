@@ -22,7 +22,7 @@ from hansa_server import run_folder
 from hansa_simulations.choices_files import CHOICES, FIGURE
 from hansa_simulations.scenario import Scenario, run_scenario
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 TOML = """\
 task = "purchase"

@@ -20,7 +20,7 @@ from hansa_common.vectors import unflatten
 from hansa_server import run_folder
 from hansa_simulations.scenario import Scenario, run_scenario
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 SPARSITY, NUM_ROUNDS, PRUNING_ROUNDS = 0.8, 4, 2
 AGREEMENT = validate_agreement(
