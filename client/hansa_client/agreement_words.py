@@ -103,8 +103,9 @@ def _rounds(agreement: Agreement) -> str:
 
 
 def _plan(plan: Plan) -> str:
-    epochs = "1 epoch" if plan.local_epochs == 1 else f"{plan.local_epochs} epochs"
-    return f"{plan.algorithm}, {epochs} of {plan.optimizer} in batches of {plan.batch_size}"
+    number, unit = (plan.local_epochs, "epoch") if plan.local_steps is None else (plan.local_steps, "step")
+    work = f"1 {unit}" if number == 1 else f"{number} {unit}s"
+    return f"{plan.algorithm}, {work} of {plan.optimizer} in batches of {plan.batch_size}"
 
 
 def _cohort(agreement: Agreement) -> str:

@@ -5,7 +5,8 @@ that asks for more is refused, saying what it asks and what is allowed.
 
 key                           refuses
 max_rounds                    a round with a higher number, in every stage
-max_local_epochs              a round under a plan with more local epochs
+max_local_epochs              a round under a plan with more local epochs, or with steps unless max_local_steps is set
+max_local_steps               a round under a plan with more local steps
 min_cohort                    a round with fewer merchants
 secure_aggregation_required   every round, for this version has no secure aggregation
 min_count                     whatever counts rows, where the agreement releases lower counts
@@ -29,6 +30,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError, field_validator
 
 from hansa_common.agreement import Agreement
+from hansa_common.agreement_sections import Plan
 from hansa_common.errors import NotNowError, PolicyError, UsageError
 from hansa_common.messages import CandidateOrder, EvaluateOrder, RangesOrder, RoundOrder, RoundReply, StatisticsOrder
 from hansa_common.record_types import Order, Reply
@@ -47,6 +49,7 @@ class MerchantPolicy(Section):
 
     max_rounds: Annotated[int, Field(ge=0)] | None = None
     max_local_epochs: Annotated[int, Field(ge=0)] | None = None
+    max_local_steps: Annotated[int, Field(ge=0)] | None = None
     min_cohort: Annotated[int, Field(ge=1)] | None = None
     secure_aggregation_required: bool = False
     min_count: Floor | None = None
@@ -97,11 +100,11 @@ class MerchantPolicy(Section):
         last_round = agreement.training.rounds
         if agreement.compression.sparsity:
             last_round += agreement.compression.pruning_rounds
-        epochs = max(plan.local_epochs for plan in plans)
+        work = [beyond for plan in plans if (beyond := self._work_beyond(plan))][:1]
         least = agreement.cohort.min_merchants
         found = [
             (self._exceeds(self.max_rounds, last_round), "max_rounds", f"rounds up to {last_round}"),
-            (self._exceeds(self.max_local_epochs, epochs), "max_local_epochs", f"{epochs} local epochs"),
+            *((True, key, f"{number} {unit}") for unit, number, key in work),
             (self._exceeds(least, self.min_cohort), "min_cohort", f"cohorts of {least}"),
             (self.secure_aggregation_required, "secure_aggregation_required", "updates in the clear"),
             (self._exceeds(privacy.min_count, self.min_count), "min_count", f"counts from {privacy.min_count} on"),
@@ -137,11 +140,21 @@ class MerchantPolicy(Section):
             )
         if self._exceeds(self.max_rounds, order.round):
             raise PolicyError(_refusal("round", order.round, "max_rounds", self.max_rounds))
-        num_epochs = agreement.training.plans[order.plan].local_epochs
-        if self._exceeds(self.max_local_epochs, num_epochs):
-            raise PolicyError(_refusal("local epochs:", num_epochs, "max_local_epochs", self.max_local_epochs))
+        if beyond := self._work_beyond(agreement.training.plans[order.plan]):
+            unit, number, key = beyond
+            raise PolicyError(_refusal(f"{unit}:", number, key, getattr(self, key)))
         if self._exceeds(len(order.cohort), self.min_cohort):
             raise PolicyError(_refusal("a cohort of", len(order.cohort), "min_cohort", self.min_cohort))
+
+    def _work_beyond(self, plan: Plan) -> tuple[str, int, str] | None:
+        """What a plan asks for beyond what this merchant allows: the unit, how many, and the key that says so."""
+        if plan.local_steps is None:
+            refused = self._exceeds(self.max_local_epochs, plan.local_epochs)
+            return ("local epochs", plan.local_epochs, "max_local_epochs") if refused else None
+        # How many epochs the steps are, only the table would tell: an owner who limits work has to say it in steps.
+        key = "max_local_epochs" if self.max_local_steps is None else "max_local_steps"
+        refused = getattr(self, key) is not None and (self.max_local_steps or 0) < plan.local_steps
+        return ("local steps", plan.local_steps, key) if refused else None
 
     def _verify_floor(self, key: str, agreed: int, own: int | None) -> None:
         if self._exceeds(agreed, own):

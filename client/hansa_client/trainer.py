@@ -12,10 +12,13 @@ training is training_loop.py's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hansa_client.data import MerchantTable
 from hansa_client.delivery import Inbox
@@ -28,6 +31,7 @@ from hansa_client.training_loop import LocalTraining, TrainingOutcome
 from hansa_client.variates import Variate, VariateStore, control_delta, name_in_stage
 from hansa_common import __version__, statistics
 from hansa_common.agreement import Agreement
+from hansa_common.agreement_sections import Plan
 from hansa_common.errors import MerchantError, MessageError, PolicyError
 from hansa_common.features import FittedPreprocessing, Inputs
 from hansa_common.messages import (
@@ -199,19 +203,24 @@ class MerchantTrainer:
         halt: Halt,
     ) -> TrainingOutcome:
         purpose = (self._merchant, order.plan, order.round)
-        shuffle = generator(self._agreement.seed, "shuffle", *purpose)
-        num_epochs = self._agreement.training.plans[order.plan].local_epochs
-        num_rows = len(self.table.train)
+        plan = self._agreement.training.plans[order.plan]
         return training.train(
             weights,
             self._inputs["train"],
             self.table.labels[self.table.train],
-            np.stack([shuffle.permutation(num_rows) for _ in range(num_epochs)]),
+            self._epochs(plan, *purpose),
             correction=correction,
             mask=mask,
             dropout_seed=derived_seed(self._agreement.seed, "dropout", *purpose),
             should_stop=halt.is_due,
+            max_steps=plan.local_steps,
         )
+
+    def _epochs(self, plan: Plan, *purpose: str | int) -> Iterator[NDArray[np.int64]]:
+        """Orders of the training rows: one for each local epoch, or as many as the local steps take."""
+        shuffle = generator(self._agreement.seed, "shuffle", *purpose)
+        for _ in count() if plan.local_steps is not None else range(plan.local_epochs):
+            yield shuffle.permutation(len(self.table.train))
 
     def _variate(self, order: RoundOrder) -> Vector:
         committed = self._state.begin(name_in_stage(order.run_id, order.stage), order.plan, order.included)

@@ -1,4 +1,4 @@
-"""Local training: some epochs over one merchant's rows from given weights, as a function of its arguments.
+"""Local training: some epochs or steps over one merchant's rows from given weights, as a function of its arguments.
 
 - Same arguments, same bytes, whatever the capacity and whatever was trained before.
 - Compiled once for a model and a plan, whatever the number of rows, up to a capacity; its buffers hold the capacity.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -69,14 +69,16 @@ class LocalTraining:
         weights: Vector,
         inputs: Inputs,
         labels: NDArray[np.uint8],
-        epochs: NDArray[np.int64],
+        epochs: Iterable[NDArray[np.int64]],
         *,
         correction: Vector | None,
         dropout_seed: int,
         should_stop: Callable[[], bool],
         mask: Vector | None = None,
+        max_steps: int | None = None,
     ) -> TrainingOutcome:
-        """Train from weights (num_params,) float32, one epoch for each order of the rows in epochs (epochs, rows).
+        """Train from weights (num_params,) float32, one epoch for each order (rows,) of the rows in epochs, and at most
+        max_steps: the last epoch ends where these do, and no further order is asked for.
 
         `correction` (num_params,) is added to every gradient. A last batch that is not full counts its own rows only.
         `mask` (num_params,) of ones and zeros holds weights at zero after every step, whatever the optimizer remembers.
@@ -87,21 +89,24 @@ class LocalTraining:
         self._make_neutral(weights.size)
         correction = self._no_correction if correction is None else correction
         start = LocalStart(weights, correction, self._no_mask if mask is None else mask, dropout_seed)
-        num_rows = len(inputs)
-        num_steps = math.ceil(num_rows / self._batch_size)
-        loss_sum, is_first = 0.0, True
+        steps_of_epoch = math.ceil(len(inputs) / self._batch_size)
+        num_steps, num_seen, loss_sum = 0, 0, 0.0
         for order in epochs:
             rows = self._padded(inputs, labels, order)
+            left = steps_of_epoch if max_steps is None else min(steps_of_epoch, max_steps - num_steps)
             done, epoch_loss = 0, 0.0
-            while done < num_steps:
+            while done < left:
                 if should_stop():
                     raise DeadlineError("local training was stopped between two chunks: its deadline, or a shutdown")
-                number = min(self._chunk_steps, num_steps - done)
+                number = min(self._chunk_steps, left - done)
                 # The epoch's sum goes in and out: sums of chunks would depend on where the chunks were cut.
-                epoch_loss = self._timed(start, rows, Steps(done, number, is_first, epoch_loss))
-                done, is_first = done + number, False
-            loss_sum += epoch_loss
-        return TrainingOutcome(self._program.weights(), num_steps * len(epochs), loss_sum / (num_rows * len(epochs)))
+                epoch_loss = self._timed(start, rows, Steps(done, number, num_steps + done == 0, epoch_loss))
+                done += number
+            loss_sum, num_steps = loss_sum + epoch_loss, num_steps + left
+            num_seen += min(len(inputs), left * self._batch_size)
+            if num_steps == max_steps:
+                break
+        return TrainingOutcome(self._program.weights(), num_steps, loss_sum / num_seen)
 
     def logits(
         self, weights: Vector, inputs: Inputs, should_stop: Callable[[], bool] = lambda: False

@@ -77,19 +77,32 @@ class Model(Section):
 
 
 class Plan(Section):
-    """One way to train: the federated algorithm with its local optimizer and its server step."""
+    """One way to train: the federated algorithm with its local optimizer and its server step.
+
+    With `local_steps` everyone takes as many steps in a round, however many rows it has, and epochs are not counted.
+    """
 
     algorithm: Algorithm = "fedavg"
     optimizer: Optimizer = "sgd"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     proximal_mu: Annotated[float, Field(ge=0, le=100)] = 0.01
     server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     server_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     server_tau: Annotated[float, Field(gt=0, le=1)] = 1e-3
+
+    @model_validator(mode="after")
+    def _work_is_said_once(self) -> Self:
+        if self.local_steps is not None and self.local_epochs != 1:
+            raise ValueError(
+                f"local_steps {self.local_steps} and local_epochs {self.local_epochs} both say when a round's training "
+                "ends; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scaffold_needs_sgd(self) -> Self:
@@ -124,7 +137,7 @@ class Training(Section):
             return {**values, "plan": {"algorithm": algorithm, **plan}}
         if not isinstance(candidates, list | tuple):
             return values
-        whole = [{**plan, **candidate} if isinstance(candidate, dict) else candidate for candidate in candidates]
+        whole = [_whole(plan, candidate) if isinstance(candidate, dict) else candidate for candidate in candidates]
         return {**values, "candidates": whole}
 
     @model_validator(mode="after")
@@ -197,3 +210,10 @@ class Compression(Section):
                 "set format = 'int8', or sparsity = 0"
             )
         return self
+
+
+def _whole(shared: dict[str, Any], candidate: dict[str, Any]) -> dict[str, Any]:
+    """A candidate with what is shared; its own word on how long it trains replaces theirs, in whichever unit."""
+    own = "local_steps" if "local_epochs" in candidate else "local_epochs"
+    replaced = {own} if candidate.keys() & {"local_steps", "local_epochs"} else set()
+    return {**{key: value for key, value in shared.items() if key not in replaced}, **candidate}

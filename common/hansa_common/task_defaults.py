@@ -31,6 +31,8 @@ def with_task_defaults(values: dict[str, Any]) -> dict[str, Any]:
 def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     for key, default in defaults.items():
+        if key == "local_epochs" and merged.get("local_steps") is not None:
+            continue  # How long a round trains is said, in the other unit.
         if key not in merged:
             merged[key] = default
         elif isinstance(default, dict) and isinstance(merged[key], dict):

@@ -43,6 +43,7 @@ _COMMON_PLANS: Final = (
     {"optimizer": "momentum", "learning_rate": 0.03},
     {"optimizer": "sgd", "learning_rate": 0.1},
 )
+_WORK: Final = ("batch_size", "local_epochs", "local_steps")
 _NO_LIMIT: Final = 1e6
 
 
@@ -58,7 +59,8 @@ class AloneModel:
 
     def to_json(self) -> dict[str, Any]:
         """What was chosen, in plain values."""
-        plan = {key: getattr(self.plan, key) for key in ("optimizer", "learning_rate", "batch_size", "local_epochs")}
+        keys = ("optimizer", "learning_rate", "batch_size", "local_epochs", "local_steps")
+        plan = {key: getattr(self.plan, key) for key in keys if getattr(self.plan, key) is not None}
         return {"plan": plan, "best_round": self.best_round, "validation_pr_auc": self.validation_pr_auc}
 
 
@@ -70,10 +72,10 @@ def baseline_plans(agreement: Agreement) -> tuple[Plan, ...]:
     """
     own = [
         {"optimizer": plan.optimizer, "learning_rate": plan.learning_rate, "momentum": plan.momentum}
-        | {"batch_size": plan.batch_size, "local_epochs": plan.local_epochs}
+        | {key: getattr(plan, key) for key in _WORK}
         for plan in agreement.training.plans
     ]
-    first = {"batch_size": own[0]["batch_size"], "local_epochs": own[0]["local_epochs"]}
+    first = {key: own[0][key] for key in _WORK}
     plans = [Plan.model_validate(values) for values in (*own, *({**first, **common} for common in _COMMON_PLANS))]
     return tuple(dict.fromkeys(plans))
 

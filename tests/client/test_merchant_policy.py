@@ -98,6 +98,29 @@ def test_max_local_epochs_is_of_the_plan_that_the_order_names(bound, refused):
     MerchantPolicy(max_local_epochs=1).verify(order(RoundOrder, plan=0), AGREED, NOON)
 
 
+@pytest.mark.parametrize(
+    ("toml", "refused"),
+    [
+        ("", None),
+        ("max_local_steps = 40", None),
+        ("max_local_steps = 39", "max_local_steps = 39"),
+        ("max_local_epochs = 9", "max_local_epochs = 9"),
+        ("max_local_epochs = 1\nmax_local_steps = 40", None),
+    ],
+)
+def test_plan_in_steps_is_refused_beyond_max_local_steps_and_wherever_epochs_alone_are_limited(toml, refused):
+    counted = agreement(training={"plan": {"optimizer": "sgd", "local_steps": 40}})
+    policy = parse_policy(toml.encode(), "it")
+    told = policy.conflicts(counted)
+    if refused is None:
+        policy.verify(order(RoundOrder, plan=0), counted, NOON)
+        assert told == []
+    else:
+        with pytest.raises(PolicyError, match=f"local steps: 40.*{refused}"):
+            policy.verify(order(RoundOrder, plan=0), counted, NOON)
+        assert told == [f"the agreement asks for 40 local steps, merchant.toml has {refused}"]
+
+
 @pytest.mark.parametrize(("bound", "refused"), [(3, set()), (4, {RoundOrder})])
 def test_min_cohort_is_of_the_cohort_that_the_order_names(bound, refused):
     assert refused_kinds(f"min_cohort = {bound}") == refused

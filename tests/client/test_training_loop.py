@@ -173,18 +173,25 @@ def logistic() -> LocalTraining:
 
 def numpy_logistic(weights, rows, epochs, correction, mu):
     """(NUM_DENSE + 1,) weights, and the mean loss: w - RATE * (g + correction + mu * (w - start)), batch by batch."""
+    w, losses = weights, 0.0
+    for order in epochs:
+        w, loss = numpy_logistic_from(weights, w, rows, order, correction, mu)
+        losses += loss
+    return w, losses / epochs.size
+
+
+def numpy_logistic_from(start, w, rows, order, correction=0.0, mu=MU):
+    """One order further: weights, and the sum of losses."""
     inputs, labels = rows
     dense = np.concatenate([inputs.dense, np.ones((len(inputs), 1))], axis=1).astype(np.float64)
-    start = w = weights.astype(np.float64)
-    losses = []
-    for order in epochs:
-        for first in range(0, len(order), BATCH_SIZE):
-            batch = order[first : first + BATCH_SIZE]
-            logits, truth = dense[batch] @ w, labels[batch]
-            losses.append((np.logaddexp(0, logits) - truth * logits).sum())
-            gradient = dense[batch].T @ (1 / (1 + np.exp(-logits)) - truth) / len(batch)
-            w = w - RATE * (gradient + correction + mu * (w - start))
-    return w, sum(losses) / epochs.size
+    start, w, losses = start.astype(np.float64), w.astype(np.float64), 0.0
+    for first in range(0, len(order), BATCH_SIZE):
+        batch = order[first : first + BATCH_SIZE]
+        logits, truth = dense[batch] @ w, labels[batch]
+        losses += (np.logaddexp(0, logits) - truth * logits).sum()
+        gradient = dense[batch].T @ (1 / (1 + np.exp(-logits)) - truth) / len(batch)
+        w = w - RATE * (gradient + correction + mu * (w - start))
+    return w, losses
 
 
 def test_fedprox_pull_and_scaffold_correction_are_those_of_the_slow_reference(logistic):
@@ -197,6 +204,20 @@ def test_fedprox_pull_and_scaffold_correction_are_those_of_the_slow_reference(lo
     assert outcome.mean_loss == pytest.approx(mean_loss, rel=1e-5)
     unpulled, _ = numpy_logistic(weights, rows, epochs, correction, 0.0)
     assert np.abs(expected - unpulled).max() > 1e-2
+
+
+def test_steps_end_within_an_epoch_and_the_loss_is_of_the_rows_that_were_seen(logistic):
+    weights, rows, epochs = initial_weights(spec_of(LOGISTIC), 0), made_up(NUM_ROWS), orders_of(NUM_ROWS, 2)
+    # Ten steps and then three: the last order is cut where they end.
+    seen = [epochs[0], epochs[1][: 3 * BATCH_SIZE]]
+    expected, losses = weights, []
+    for order in seen:
+        expected, loss = numpy_logistic_from(weights, expected, rows, order)
+        losses.append(loss)
+    outcome = trained(logistic, weights, rows, iter(epochs), max_steps=13)
+    np.testing.assert_allclose(outcome.weights, expected, atol=1e-5)
+    assert (outcome.num_steps, outcome.mean_loss) == (13, pytest.approx(sum(losses) / sum(map(len, seen)), rel=1e-5))
+    assert trained(logistic, weights, rows, iter(epochs), max_steps=20).num_steps == 20
 
 
 def test_step_from_all_zero_weights_goes_down_the_true_gradient(logistic):

@@ -19,7 +19,7 @@ from hansa_common.errors import AgreementError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOML = (GOLDEN / "agreement.toml").read_text()
-GOLDEN_FINGERPRINT = "abf97c19f5f08c1a14a4156f07691d2285fffbcb1b861883c4df17faeb098a37"
+GOLDEN_FINGERPRINT = "e96c46eaa4be3843530fbad5fba6c176ddce36849dbf8780fb34bb685738308c"
 
 # Something else to say for a value, for one or another of the fields that hold its kind of value.
 WORDS = (
@@ -66,15 +66,17 @@ FIXED = {
     "one plan": {
         "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "trust",
         "features.0.kind", "features.1.kind", "features.2.kind", "features.3.kind", "features.4.kind",
-        "features.1.hash_buckets",
+        "features.1.hash_buckets", "training.plan.local_steps",
     },
     "auto": {
         "hansa_common", "compression.sparsity", "training.algorithm", "features.0.kind", "features.1.kind",
         "data.split", "data.test_from", "data.validation_from", "training.candidates.0.optimizer", "trust",
+        "training.plan.local_steps", "training.candidates.0.local_steps", "training.candidates.1.local_steps",
     },
     "trusted": {
         "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "features.0.kind",
         "data.split", "data.test_from", "data.validation_from", "roster.0", "roster.1", "roster.2",
+        "training.plan.local_steps",
     },
 }  # fmt: skip
 

@@ -153,6 +153,10 @@ CONTRADICTIONS = {
         {"training": {"algorithm": "fedavg", "plan": {"algorithm": "fedadam"}}},
         ["plan.algorithm 'fedadam'", "algorithm 'fedavg'"],
     ),
+    "steps beside epochs": (
+        {"training": {"plan": {"local_epochs": 2, "local_steps": 40}}},
+        ["training.plan", "local_steps 40", "local_epochs 2", "leave one of them out"],
+    ),
     "auto of one": ({"training": {**AUTO, "candidates": [{}]}}, ["'auto'", "at least two", "there are 1"]),
     "trials beyond the rounds": ({"training": AUTO}, ["2 candidates x 5 trial_rounds exceed 9 rounds"]),
     "candidates without auto": (

@@ -112,3 +112,19 @@ def test_candidates_share_the_plan_and_the_tasks_defaults_and_their_own_values_w
     assert (first.learning_rate, second.learning_rate) == (0.05, 0.2)
     assert first.local_epochs == second.local_epochs == 5
     assert validate_agreement(agreement.model_dump(mode="json"), "the test") == agreement
+
+
+def test_local_steps_take_the_place_of_a_task_s_local_epochs():
+    counted = agreed(task="purchase", training={"plan": {"local_steps": 70}})
+    assert (counted.training.plan.local_steps, counted.training.plan.local_epochs) == (70, 1)
+    assert validate_agreement(counted.model_dump(mode="json"), "it") == counted
+
+
+def test_candidate_s_own_unit_of_work_takes_the_place_of_what_candidates_share():
+    def work(shared, *candidates):
+        training = {"algorithm": "auto", "plan": shared, "candidates": list(candidates)}
+        plans = agreed(task="purchase", training=training).training.plans
+        return [(plan.local_steps, plan.local_epochs) for plan in plans]
+
+    assert work({}, {}, {"local_steps": 70}) == [(None, 5), (70, 1)]
+    assert work({"local_steps": 9}, {}, {"local_epochs": 4}) == [(9, 1), (None, 4)]

@@ -81,6 +81,7 @@ MEANING = {
             "learning_rate": 0.001,
             "momentum": 0.9,
             "local_epochs": 2,
+            "local_steps": None,
             "batch_size": 256,
             "proximal_mu": 0.01,
             "server_learning_rate": 1.0,
