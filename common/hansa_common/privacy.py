@@ -1,0 +1,207 @@
+"""What noised releases cost together: epsilon at a delta, by numerical accounting.
+
+Promises: the epsilon of a composition of Gaussian mechanisms, sampled or not, never below the true one; an upper
+bound comes out where the exact one cannot be computed; no noise costs infinitely much.
+Refuses: numbers that make no mechanism. Leaves to others: what a release's sensitivity is (privacy_costs.py), how noise
+is drawn (privacy_noise.py), who may spend how much (the merchant's ledger).
+
+Neighbours are two tables of which one lacks one unit's contribution. Sampling is Poisson's: each unit by a coin of its
+own. Nothing composes in parallel: two releases add up even where no row is in both.
+
+Sources: Koskela et al., "Computing Tight Differential Privacy Guarantees Using FFT" (2020), and Doroshenko et al.,
+"Connect the Dots" (2022), for privacy loss distributions; Mironov et al., "Renyi Differential Privacy of the Sampled
+Gaussian Mechanism" (2019); all as Google's dp-accounting computes them, which is imported where it is used, because it
+brings scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+# A privacy loss distribution has 10,000 places for each unit of epsilon: what costs more than this is told by Renyi's
+# bound, which is higher, and no promise anyway.
+MAX_EXACT_EPSILON: Final = 60.0
+# Epsilons are rounded up to so many digits after the point, noise multipliers to parts of one.
+EPSILON_DIGITS: Final = 4
+_NOISE_PARTS: Final = 1000
+# How much less noise the exact accounting may ask for than Renyi's bound does; what would ask for less gets this.
+_LEAST_EXCESS: Final = 0.75
+# Whole ones: some between 1 and 2 do not converge, and are of use to what promises nothing.
+_RDP_ORDERS: Final = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
+MAX_NOISE_MULTIPLIER: Final = 1e6
+MAX_EPSILON: Final = 1e4
+
+
+@dataclass(frozen=True)
+class SampledGaussian:
+    """`num_steps` sums over Poisson-sampled units, each with Gaussian noise of `noise_multiplier` sensitivities."""
+
+    noise_multiplier: float
+    sampling_rate: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+        if not 0.0 <= self.sampling_rate <= 1.0:
+            raise ValueError(f"a sampling rate is from 0 to 1, not {self.sampling_rate}")
+        if self.num_steps < 0:
+            raise ValueError(f"a number of steps is 0 or more, not {self.num_steps}")
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """`num_releases` vectors with Gaussian noise of `noise_multiplier` sensitivities; 0 is no noise at all."""
+
+    noise_multiplier: float
+    num_releases: int = 1
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+        if self.num_releases < 0:
+            raise ValueError(f"a number of releases is 0 or more, not {self.num_releases}")
+
+
+Mechanism = SampledGaussian | Gaussian
+
+
+def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """The epsilon at this delta of everything together, rounded up; infinite where something has no noise.
+
+    By privacy loss distributions up to MAX_EXACT_EPSILON, and beyond that by Renyi's bound.
+
+    >>> epsilon([Gaussian(1.0)], 1e-5), epsilon([], 1e-5), epsilon([Gaussian(0.0)], 1e-5)
+    (4.3772, 0.0, inf)
+
+    Raises:
+        ValueError: delta is not between 0 and 1.
+    """
+    _check_delta(delta)
+    return _epsilon(_merged(mechanisms), delta)
+
+
+# The name under which a function sees it that has an epsilon of its own.
+_exact: Final = epsilon
+
+
+def epsilon_by_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """The same by Renyi differential privacy: looser, and computed in another way.
+
+    Raises:
+        ValueError: delta is not between 0 and 1.
+    """
+    _check_delta(delta)
+    return _epsilon_by_rdp(_merged(mechanisms), delta)
+
+
+def noise_multiplier_for(
+    epsilon: float, delta: float, sampling_rate: float, num_steps: int, beside: Sequence[Mechanism] = ()
+) -> float:
+    """The least noise multiplier, rounded up, with which so many steps and what is `beside` them keep to epsilon.
+
+    Raises:
+        ValueError: there is none: what is beside them costs more than epsilon already, or a number is out of bounds.
+    """
+    if not 0 < epsilon <= MAX_EPSILON:
+        raise ValueError(f"epsilon is above 0 and at most {MAX_EPSILON:g}, not {epsilon}")
+    _check_delta(delta)
+
+    def holds(thousandths: int, cost: Callable[[Sequence[Mechanism], float], float]) -> bool:
+        steps = SampledGaussian(thousandths / _NOISE_PARTS, sampling_rate, num_steps)
+        return cost([steps, *beside], delta) <= epsilon
+
+    most = int(MAX_NOISE_MULTIPLIER * _NOISE_PARTS)
+    if not holds(most, epsilon_by_rdp):
+        raise ValueError(f"no noise on {num_steps} steps keeps them and what is beside them to epsilon {epsilon:g}")
+    # Renyi's bound takes little time and is near: what is exact goes on from there.
+    enough = _least(lambda number: holds(number, epsilon_by_rdp), 1, most)
+    return _least(lambda number: holds(number, _exact), max(1, int(enough * _LEAST_EXCESS)), enough) / _NOISE_PARTS
+
+
+def _least(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The least number from low to high that holds, where `high` does and all above the least one do."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return high
+
+
+def _merged(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """The same composition in few parts: all plain releases are one Gaussian, equal steps are counted."""
+    steps: Counter[tuple[float, float]] = Counter()
+    precision = 0.0
+    for mechanism in mechanisms:
+        if isinstance(mechanism, Gaussian):
+            precision += _precision(mechanism.noise_multiplier, mechanism.num_releases)
+        elif mechanism.sampling_rate == 1.0:
+            precision += _precision(mechanism.noise_multiplier, mechanism.num_steps)
+        elif mechanism.sampling_rate and mechanism.num_steps:
+            steps[mechanism.noise_multiplier, mechanism.sampling_rate] += mechanism.num_steps
+    plain = [Gaussian(0.0 if math.isinf(precision) else precision**-0.5)] if precision else []
+    return (*plain, *(SampledGaussian(noise, rate, number) for (noise, rate), number in sorted(steps.items())))
+
+
+def _precision(noise_multiplier: float, number: int) -> float:
+    """Of so many Gaussian releases together, as one: precisions add up."""
+    if not number:
+        return 0.0
+    return math.inf if not noise_multiplier else number / noise_multiplier**2
+
+
+# Rounds of one run ask for the same sums again and again.
+@lru_cache(maxsize=4096)
+def _epsilon(merged: tuple[Mechanism, ...], delta: float) -> float:
+    bound = _epsilon_by_rdp(merged, delta)
+    if bound == 0.0 or bound > MAX_EXACT_EPSILON:
+        return bound
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+    return min(bound, _rounded_up(_composed(PLDAccountant(), merged).get_epsilon(delta)))
+
+
+@lru_cache(maxsize=4096)
+def _epsilon_by_rdp(merged: tuple[Mechanism, ...], delta: float) -> float:
+    if not merged:
+        return 0.0
+    if any(mechanism.noise_multiplier == 0.0 for mechanism in merged):
+        return math.inf
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
+    return _rounded_up(_composed(RdpAccountant(_RDP_ORDERS), merged).get_epsilon(delta))
+
+
+def _composed(accountant: Any, merged: tuple[Mechanism, ...]) -> Any:
+    for event, number in _events(merged):
+        accountant.compose(event, number)
+    return accountant
+
+
+def _events(merged: tuple[Mechanism, ...]) -> Iterator[tuple[Any, int]]:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+
+    for mechanism in merged:
+        noise = GaussianDpEvent(mechanism.noise_multiplier)
+        if isinstance(mechanism, Gaussian):
+            yield noise, mechanism.num_releases
+        else:
+            yield PoissonSampledDpEvent(mechanism.sampling_rate, noise), mechanism.num_steps
+
+
+def _rounded_up(value: float) -> float:
+    if not math.isfinite(value):
+        return math.inf
+    return round(math.ceil(value * 10**EPSILON_DIGITS) / 10**EPSILON_DIGITS, EPSILON_DIGITS)
+
+
+def _check_noise(noise_multiplier: float) -> None:
+    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0.0):
+        raise ValueError(f"a noise multiplier is 0 or more, and finite, not {noise_multiplier}")
+
+
+def _check_delta(delta: float) -> None:
+    if not 0.0 < delta < 1.0:
+        raise ValueError(f"delta is between 0 and 1, not {delta}")
