@@ -96,11 +96,21 @@ def row_norms(spec: ModelSpec, trace: Trace, returned: Sequence[Any]) -> Any:
 
 
 def clipped_sum(spec: ModelSpec, trace: Trace, returned: Sequence[Any], factors: Any) -> list[Any]:
-    """The sum over rows of factors (rows,) times each row's gradient, an array for each of `spec.shapes`."""
+    """The sum over rows of factors (rows,) times each row's gradient, an array for each of `spec.shapes`.
+
+    What has the factor zero counts for nothing, whatever it holds: one row that overflows, as weights can be chosen to
+    bring about, must not show.
+    """
     from keras import ops
 
-    tables, layers = _by_layer(spec, returned)
     scale = factors[:, None]
+
+    def counted(values: Any) -> Any:
+        # Not by the factor alone: zero times infinity is no number.
+        return ops.where(scale > 0.0, values, 0.0)
+
+    trace = Trace(trace.ids, tuple(map(counted, trace.dense_inputs)), tuple(map(counted, trace.normalized)))
+    tables, layers = _by_layer(spec, [counted(delta) for delta in returned])
     gradients = [
         ops.segment_sum(scale * delta, trace.ids[:, place], num_segments=spec.embeddings[place].num_ids)
         for place, delta in enumerate(tables)
@@ -114,10 +124,12 @@ def clipped_sum(spec: ModelSpec, trace: Trace, returned: Sequence[Any], factors:
 
 
 def clipping_factors(norms: Any, max_norm: float, is_real: Any) -> Any:
-    """(rows,) factors that bring each norm to at most max_norm; zero for rows that only fill up a block."""
+    """(rows,) factors that bring each norm to at most max_norm; zero for rows that only fill up a block, and for those
+    whose gradient is not finite, which no factor brings there.
+    """
     from keras import ops
 
-    return is_real * ops.minimum(1.0, max_norm / ops.maximum(norms, _LEAST_NORM))
+    return ops.where(ops.isfinite(norms), is_real * ops.minimum(1.0, max_norm / ops.maximum(norms, _LEAST_NORM)), 0.0)
 
 
 def _by_layer(spec: ModelSpec, returned: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:

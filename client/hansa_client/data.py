@@ -44,7 +44,8 @@ class MerchantTable:
     """One merchant's rows, ready for preprocessing.
 
     columns: feature name -> (rows,), as common's features.py takes them. labels: (rows,) uint8, 1 is positive.
-    train, validation, test: row indices, int64 ascending, together all rows.
+    train, validation, test: row indices, int64 ascending, together all rows; but where the agreement bounds the rows of
+    a customer, those beyond are in none. entities: (rows,) whose each row is, None where the agreement does not ask.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -53,6 +54,7 @@ class MerchantTable:
     validation: Rows
     test: Rows
     quality: Quality
+    entities: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def merchant_table(frame: pd.DataFrame, agreement: Agreement, merchant: str, sou
     parsed = {feature.name: _parse(frame, feature, source) for feature in agreement.features}
     parsed_labels = cells.labels(frame[agreement.label.column], agreement.label.positive)
     moments = _parse_moments(frame, agreement, parsed)
-    _refuse_problems(frame, list(_problems(agreement, parsed, parsed_labels, moments)), source)
+    parsed_entities = _parse_entities(frame, agreement)
+    problems = _problems(agreement, parsed, parsed_labels, moments, parsed_entities)
+    _refuse_problems(frame, list(problems), source)
 
     columns = {name: column.array for name, column in parsed.items()}
     labels = parsed_labels.array
@@ -118,7 +122,9 @@ def merchant_table(frame: pd.DataFrame, agreement: Agreement, merchant: str, sou
     quality = measure_quality(
         columns, labels, agreement.features, duplicates=int(is_duplicate.sum()), duplicates_removed=removes
     )
-    return MerchantTable(columns, labels, split.train, split.validation, split.test, quality)
+    entities = None if parsed_entities is None else _numbered(parsed_entities)
+    split = split if entities is None else _bounded(split, entities, agreement)
+    return MerchantTable(columns, labels, split.train, split.validation, split.test, quality, entities)
 
 
 def feature_rows(frame: pd.DataFrame, features: Sequence[Feature], source: str) -> FeatureRows:
@@ -140,6 +146,8 @@ def _refuse_missing_columns(frame: pd.DataFrame, agreement: Agreement, source: s
     wanted = [feature.name for feature in agreement.features] + [agreement.label.column]
     if agreement.data.split == "time" and agreement.data.time_column is not None:
         wanted.append(agreement.data.time_column)
+    if agreement.privacy.dp is not None and agreement.privacy.dp.entity_column is not None:
+        wanted.append(agreement.privacy.dp.entity_column)
     _refuse_absent(wanted, frame, source)
 
 
@@ -181,8 +189,33 @@ def _parse_moments(frame: pd.DataFrame, agreement: Agreement, parsed: dict[str, 
     return as_numbers if len(as_numbers.bad) == 0 else cells.moments(frame[name])
 
 
+def _parse_entities(frame: pd.DataFrame, agreement: Agreement) -> Parsed | None:
+    """The column that tells whose each row is, as texts."""
+    dp = agreement.privacy.dp
+    return None if dp is None or dp.entity_column is None else cells.texts(frame[dp.entity_column])
+
+
+def _numbered(parsed: Parsed) -> NDArray[np.int64]:
+    """(rows,) a number for each text."""
+    return pd.factorize(parsed.array)[0].astype(np.int64)
+
+
+def _bounded(split: Split, entities: NDArray[np.int64], agreement: Agreement) -> Split:
+    """Each part with the first rows of each customer, as many as agreed: which these are depends on nobody else's."""
+    dp = agreement.privacy.dp
+    most = 1 if dp is None else dp.max_rows_per_entity
+    parts = (split.train, split.validation, split.test)
+    return Split(
+        *(rows[pd.Series(entities[rows]).groupby(entities[rows]).cumcount().to_numpy() < most] for rows in parts)
+    )
+
+
 def _problems(
-    agreement: Agreement, parsed: dict[str, Parsed], labels: Parsed, moments: Parsed | None
+    agreement: Agreement,
+    parsed: dict[str, Parsed],
+    labels: Parsed,
+    moments: Parsed | None,
+    entities: Parsed | None,
 ) -> Iterator[Problem]:
     yield from _feature_problems(agreement.features, parsed)
     for position in labels.bad:
@@ -193,6 +226,9 @@ def _problems(
             yield Problem(name, int(position), "is neither a number nor an ISO date or time")
         for position in _missing(moments):
             yield Problem(name, position, "is missing, and the split goes by it")
+    if entities is not None and agreement.privacy.dp is not None:
+        for position in _missing(entities):
+            yield Problem(str(agreement.privacy.dp.entity_column), position, "is missing: whose row is it?")
 
 
 def _feature_problems(features: Sequence[Feature], parsed: dict[str, Parsed]) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from hansa_client.data import MerchantTable
+from hansa_client.private_training import PrivateTraining
 from hansa_client.training_loop import LocalTraining, describe_device
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_sections import Plan
@@ -26,6 +27,7 @@ class Programs:
         self._agreement = agreement
         self._capacity_rows = capacity_rows
         self._trainings: dict[Plan, LocalTraining] = {}
+        self._private_trainings: dict[Plan, PrivateTraining] = {}
 
     @classmethod
     def for_tables(cls, agreement: Agreement, *tables: MerchantTable) -> Programs:
@@ -42,6 +44,7 @@ class Programs:
             raise ValueError("programs are shared between agreements on the same model only")
         other = Programs(agreement, self._capacity_rows)
         other._trainings = self._trainings
+        other._private_trainings = self._private_trainings
         return other
 
     def training(self, plan: int) -> LocalTraining:
@@ -52,6 +55,15 @@ class Programs:
                 self.spec, self._agreement.model, stepping, capacity_rows=self._capacity_rows
             )
         return self._trainings[stepping]
+
+    def private_training(self, plan: int) -> PrivateTraining:
+        """The program of a plan's private steps, built at its first use."""
+        stepping = _stepping(self._agreement.training.plans[plan])
+        if stepping not in self._private_trainings:
+            self._private_trainings[stepping] = PrivateTraining(
+                self.spec, self._agreement.model, stepping, capacity_rows=self._capacity_rows
+            )
+        return self._private_trainings[stepping]
 
     def scoring(self) -> LocalTraining:
         """Any program: all plans score alike."""

@@ -24,10 +24,13 @@ from hansa_client.data import MerchantTable
 from hansa_client.delivery import Inbox
 from hansa_client.halting import Halt
 from hansa_client.judging import compared, range_histograms
+from hansa_client.masked_sums import MaskedSums
 from hansa_client.own_figures import OwnFigures
+from hansa_client.private_rounds import private_work, system_noise, train_privately
 from hansa_client.programs import Programs
+from hansa_client.releases import DrawNoise, releases_of
 from hansa_client.splits import Rows
-from hansa_client.training_loop import LocalTraining, TrainingOutcome
+from hansa_client.training_loop import TrainingOutcome
 from hansa_client.variates import Variate, VariateStore, control_delta, name_in_stage
 from hansa_common import __version__, statistics
 from hansa_common.agreement import Agreement
@@ -52,10 +55,12 @@ from hansa_common.messages import (
     encode,
     message_hash,
 )
-from hansa_common.metrics import Histogram, score_histogram, withhold
+from hansa_common.metrics import Histogram, score_histogram
+from hansa_common.privacy_costs import check_affordable
 from hansa_common.pruning import permitted_mask
 from hansa_common.randomness import derived_seed, generator
 from hansa_common.record_types import Order, Record
+from hansa_common.secure_messages import KeysOrder, MaskableOrder, UnmaskOrder
 from hansa_common.vectors import Vector, num_params
 
 Part = Literal["train", "validation", "test"]
@@ -75,8 +80,17 @@ class MerchantTrainer:
         state: VariateStore,
         programs: Programs,
         out: Path | None = None,
+        sums: MaskedSums | None = None,
+        draw_noise: DrawNoise = system_noise,
     ) -> None:
-        """Take the merchant's rows; in the folder `out` its own figures and bundle are kept (None: nowhere)."""
+        """Take the merchant's rows; in the folder `out` its own figures and bundle are kept (None: nowhere). `sums` is
+        its part in masked sums, where the agreement has them. Noise under [privacy.dp] is the operating system's, but
+        in a simulation.
+
+        Raises:
+            AgreementError: a run would cost more privacy than the agreement promises.
+        """
+        check_affordable(agreement)
         self.table = table
         self.own_figures: OwnFigures | None = None
         self._agreement = agreement
@@ -85,6 +99,9 @@ class MerchantTrainer:
         self._state = state
         self._programs = programs
         self._out = out
+        self._sums = sums
+        self._draw_noise = draw_noise
+        self._releases = releases_of(agreement, draw_noise)
         self._preprocessing = ""
         self._rows: dict[Part, Rows] = {"train": table.train, "validation": table.validation, "test": table.test}
         self._inputs: dict[Part, Inputs] = {}
@@ -96,6 +113,10 @@ class MerchantTrainer:
             HansaError: it cannot be done, or not before its deadline.
         """
         halt.check()
+        if isinstance(order, KeysOrder | UnmaskOrder):
+            return encode(self._masked_sums.answer(order, order_hash))
+        if isinstance(order, MaskableOrder) and order.masking is not None:
+            self._masked_sums.check_under_way(order)
         if isinstance(order, RoundOrder):
             return self._round(order, order_hash, halt)
         return encode(self._short_answer(order, order_hash, halt))
@@ -105,9 +126,9 @@ class MerchantTrainer:
             case IntroduceOrder():
                 return self._introduction(order_hash)
             case StatisticsOrder():
-                return self._statistics(order_hash)
+                return self._leaving(order, self._statistics(order_hash))
             case EvaluateOrder():
-                return self._evaluation(order, order_hash, halt)
+                return self._leaving(order, self._evaluation(order, order_hash, halt))
             case RangesOrder():
                 return self._ranges(order, order_hash, halt)
             case CandidateOrder():
@@ -115,6 +136,16 @@ class MerchantTrainer:
             case DeliverOrder():
                 return self._delivery(order, order_hash, halt)
         raise MessageError(f"{order.KIND} is not an order that a merchant knows")
+
+    def _leaving(self, order: MaskableOrder, reply: StatisticsReply | RoundReply | EvaluateReply) -> Record:
+        """The reply as it leaves: masked where that is asked for."""
+        return reply if order.masking is None else self._masked_sums.masked(order, reply)
+
+    @property
+    def _masked_sums(self) -> MaskedSums:
+        if self._sums is None:
+            raise PolicyError("the order is about a masked sum, and this trainer takes part in none")
+        return self._sums
 
     def _introduction(self, order_hash: str) -> Introduction:
         backend, device = self._programs.device
@@ -127,7 +158,10 @@ class MerchantTrainer:
         columns = {name: values[rows] for name, values in self.table.columns.items()}
         vector = statistics.measure(self._agreement, columns, self.table.labels[rows])
         return StatisticsReply(
-            merchant=self._merchant, order_hash=order_hash, statistics=vector, num_train_rows=len(rows)
+            merchant=self._merchant,
+            order_hash=order_hash,
+            statistics=self._releases.statistics(vector),
+            num_train_rows=len(rows),
         )
 
     def _ranges(self, order: RangesOrder, order_hash: str, halt: Halt) -> RangesReply:
@@ -146,8 +180,8 @@ class MerchantTrainer:
         return CandidateReply(
             merchant=self._merchant,
             order_hash=order_hash,
-            histogram=self._released(found.original),
-            candidate=self._released(found.candidate),
+            histogram=self._releases.histogram(found.original, f"{order.split} original"),
+            candidate=self._releases.histogram(found.candidate, f"{order.split} candidate"),
             acceptable=found.pr_auc_loss <= self._agreement.compression.max_merchant_pr_auc_loss,
         )
 
@@ -170,24 +204,22 @@ class MerchantTrainer:
         agreed, pruned = self._agreement.compression.sparsity, order.stage == "prune"
         mask = permitted_mask(self._programs.spec, order.masks, weights, agreed) if pruned else None
         self._prepare(order.preprocessing, halt)
-        training = self._programs.training(order.plan)
-        validation = self._histogram(weights, "validation", halt)
+        validation = self._releases.of_round(lambda: self._histogram(weights, "validation", halt))
         variate = self._variate(order) if scaffold else _NO_CONTROL
-        outcome = self._train(training, order, weights, control - variate if scaffold else None, mask, halt)
+        outcome = self._train(order, weights, control - variate if scaffold else None, mask, halt)
         update = outcome.weights - weights
         delta = self._control_delta(order, control, update, outcome.num_steps) if scaffold else _NO_CONTROL
-        reply = encode(
-            RoundReply(
-                merchant=self._merchant,
-                order_hash=order_hash,
-                round=order.round,
-                num_examples=len(self.table.train),
-                update=_finite("update", update),
-                control_delta=_finite("control_delta", delta),
-                validation=self._released(validation),
-                train_loss=outcome.mean_loss,
-            )
+        trained = RoundReply(
+            merchant=self._merchant,
+            order_hash=order_hash,
+            round=order.round,
+            num_examples=len(self.table.train),
+            update=_finite("update", update),
+            control_delta=_finite("control_delta", delta),
+            validation=validation,
+            train_loss=outcome.mean_loss,
         )
+        reply = encode(self._leaving(order, trained))
         if scaffold:
             proposal = Variate(order.round, message_hash(weights.tobytes()), message_hash(reply), variate + delta)
             self._state.propose(name_in_stage(order.run_id, order.stage), order.plan, proposal)
@@ -195,13 +227,15 @@ class MerchantTrainer:
 
     def _train(
         self,
-        training: LocalTraining,
         order: RoundOrder,
         weights: Vector,
         correction: Vector | None,
         mask: Vector | None,
         halt: Halt,
     ) -> TrainingOutcome:
+        if self._agreement.privacy.dp is not None:
+            return self._train_privately(order, weights, correction, halt)
+        training = self._programs.training(order.plan)
         purpose = (self._merchant, order.plan, order.round)
         plan = self._agreement.training.plans[order.plan]
         return training.train(
@@ -222,6 +256,20 @@ class MerchantTrainer:
         for _ in count() if plan.local_steps is not None else range(plan.local_epochs):
             yield shuffle.permutation(len(self.table.train))
 
+    def _train_privately(
+        self, order: RoundOrder, weights: Vector, correction: Vector | None, halt: Halt
+    ) -> TrainingOutcome:
+        return train_privately(
+            self._programs.private_training(order.plan),
+            private_work(self._agreement, order.plan),
+            self.table,
+            self._inputs["train"],
+            weights,
+            self._draw_noise(f"round {order.round}"),
+            correction=correction,
+            should_stop=halt.is_due,
+        )
+
     def _variate(self, order: RoundOrder) -> Vector:
         committed = self._state.begin(name_in_stage(order.run_id, order.stage), order.plan, order.included)
         if committed is None:
@@ -241,9 +289,8 @@ class MerchantTrainer:
         if order.split == "test" and order.stage == "train":
             self.own_figures = self._own_figures(order.run_id, self._histogram(weights, "validation", halt), histogram)
             shared = self.own_figures.shared(self._agreement.privacy)
-        return EvaluateReply(
-            merchant=self._merchant, order_hash=order_hash, histogram=self._released(histogram), metrics=shared
-        )
+        released = self._releases.histogram(histogram, f"{order.split} of {order.stage}")
+        return EvaluateReply(merchant=self._merchant, order_hash=order_hash, histogram=released, metrics=shared)
 
     def _own_figures(self, run_id: str, validation: Histogram, test: Histogram) -> OwnFigures:
         figures = OwnFigures.measure(run_id, validation, test)
@@ -273,10 +320,10 @@ class MerchantTrainer:
 
     def _histogram(self, weights: Vector, part: Part, halt: Halt) -> Histogram:
         logits = self._programs.scoring().logits(weights, self._inputs[part], halt.is_due)
+        if self._agreement.privacy.dp is not None:
+            # That some row overflows must not show, in a refusal least of all.
+            logits = np.nan_to_num(logits)
         return score_histogram(logits, self.table.labels[self._rows[part]])
-
-    def _released(self, histogram: Histogram) -> Histogram:
-        return withhold(histogram, self._agreement.privacy.min_positives)
 
 
 def _finite(name: str, vector: Vector) -> Vector:

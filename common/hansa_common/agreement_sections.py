@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hansa_common.privacy_agreement import DifferentialPrivacy
 from hansa_common.schema import CellText, Name, Number, Section
 
 Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi"]
@@ -177,12 +178,14 @@ class Cohort(Section):
 class Privacy(Section):
     """What stays undisclosed: counts below `min_count` are released as zero, score histograms with fewer
     positives than `min_positives` are withheld, and a merchant's own figures leave only with `share_metrics`.
+    Under `dp` what leaves has noise, or does not leave, and those floors have no place.
     """
 
     min_count: Annotated[int, Field(ge=1, le=10_000)] = 5
     min_positives: Annotated[int, Field(ge=1, le=10_000)] = 5
     share_metrics: bool = False
     hash_key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    dp: DifferentialPrivacy | None = None
 
 
 class Compression(Section):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from hansa_common import statistics
+from hansa_common import noised_statistics, statistics
 from hansa_common.agreement import Agreement
 from hansa_common.errors import DataError, MessageError
 from hansa_common.plain_text import printable
@@ -107,7 +107,9 @@ class FittedPreprocessing(Section):
 
     @classmethod
     def fit(cls, agreement: Agreement, merged: Statistics) -> FittedPreprocessing:
-        """Fit to merged statistics, (statistics_length(agreement),) int64."""
+        """Fit to merged statistics, (statistics_length(agreement),) int64; under [privacy.dp] to noised ones."""
+        dp = agreement.privacy.dp
+        merged = merged if dp is None else noised_statistics.plausible(agreement, dp, merged)
         found = tuple(_fitted(feature, part) for feature, part in statistics.parts(agreement.features, merged))
         return cls(features=agreement.features, fitted=found)
 

@@ -2,7 +2,8 @@
 agreement fixes, and whose sum over merchants is all that the preprocessing is fitted to.
 
 - Merging is addition, so that secure aggregation can carry the vectors unchanged.
-- A count below the agreement's `min_count` is released as zero, and the sums that stand on it too.
+- A count below the agreement's `min_count` is released as zero, and the sums that stand on it too; under [privacy.dp]
+  nothing is floored here, and nothing is released as it is (noised_statistics.py).
 - Texts never leave: a category is counted at its place in the declared vocabulary. What preprocessing has no use for
   is not released: nothing of hashed categories, booleans and timestamps.
 
@@ -50,7 +51,8 @@ def measure(agreement: Agreement, columns: Columns, labels: NDArray[np.uint8]) -
     Returns:
         (statistics_length(agreement),) int64.
     """
-    floor = agreement.privacy.min_count
+    # Floors are no part of differential privacy: noise is, and noised_statistics.py adds it.
+    floor = agreement.privacy.min_count if agreement.privacy.dp is None else 0
     rows = np.array([len(labels), np.sum(labels)], np.int64)
     parts = [_measured(feature, columns[feature.name], floor) for feature in agreement.features]
     return np.concatenate([_above_floor(rows, floor), *parts])

@@ -25,7 +25,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {"fraud": _FRAUD, "purchase": _PURCHASE}
 
 def with_task_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Fill what is absent from the task's defaults; an unknown task is left for validation to refuse."""
-    return _merged(_DEFAULTS.get(str(values.get("task")), {}), values)
+    return _merged(_of_task(values), values)
+
+
+def _of_task(values: dict[str, Any]) -> dict[str, Any]:
+    defaults = _DEFAULTS.get(str(values.get("task")), {})
+    privacy = values.get("privacy")
+    if isinstance(privacy, dict) and privacy.get("dp") is not None:
+        # Dropout has no accounting.
+        model = {key: value for key, value in defaults.get("model", {}).items() if key != "dropout"}
+        return {**defaults, "model": model}
+    return defaults
 
 
 def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Figures of one model over all merchants' rows, from score histograms that add up; no score is seen here.
 
-With fewer than cohort.min_merchants accepted replies there are no figures, for they would be about those few.
+With fewer than cohort.min_merchants accepted replies there are no figures, for they would be about those few. Under
+[privacy.dp] they are of noised histograms, or there are none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hansa_common import noised_histograms
 from hansa_common.messages import EvaluateOrder, EvaluateReply, SharedMetrics
 from hansa_common.metrics import HISTOGRAM_LENGTH, Metrics, metrics_from_histogram
 from hansa_common.record_types import Reply, Stage
@@ -47,7 +49,7 @@ def evaluate(
     def check(merchant: Merchant, reply: Reply) -> EvaluateReply:
         max_examples = run.agreement.cohort.max_examples
         max_rows = max_split_rows(run.agreement.data, split, merchant.num_train_rows, max_examples)
-        return check_evaluate_reply(reply, max_rows)
+        return check_evaluate_reply(reply, max_rows, run.agreement.privacy.dp)
 
     histogram = np.zeros(HISTOGRAM_LENGTH, np.int64)
     shared: dict[str, SharedMetrics] = {}
@@ -60,4 +62,6 @@ def evaluate(
         if heard.reply.metrics is not None and run.agreement.privacy.share_metrics:
             shared[heard.merchant.name] = heard.reply.metrics
     enough = num_accepted >= run.agreement.cohort.min_merchants
+    dp = run.agreement.privacy.dp
+    histogram = histogram if dp is None else noised_histograms.plausible(histogram, dp, num_accepted)
     return Evaluation(metrics_from_histogram(histogram) if enough else None, shared)

@@ -23,11 +23,14 @@ from typing import Final, Literal
 
 import numpy as np
 
+from hansa_common import noised_histograms
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_sections import Data
 from hansa_common.errors import ReplyError
 from hansa_common.messages import EvaluateReply, RoundReply, StatisticsReply
 from hansa_common.metrics import Histogram, check_histogram
+from hansa_common.noised_statistics import check_noised
+from hansa_common.privacy_agreement import DifferentialPrivacy
 from hansa_common.record_types import Reply
 from hansa_common.statistics import check_statistics, statistics_length
 from hansa_common.vectors import Vector, l2_norm
@@ -85,13 +88,16 @@ def check_statistics_reply(reply: Reply, agreement: Agreement) -> StatisticsRepl
     if len(reply.statistics) != expected:
         raise ReplyError("wrong-length", f"{len(reply.statistics)} statistics, the agreement has {expected}")
     try:
-        check_statistics(agreement, reply.statistics, reply.num_train_rows)
+        if agreement.privacy.dp is None:
+            check_statistics(agreement, reply.statistics, reply.num_train_rows)
+        else:
+            check_noised(agreement, agreement.privacy.dp, reply.statistics, reply.num_train_rows)
     except ValueError as error:
         raise ReplyError("statistics", str(error)) from None
     return reply
 
 
-def check_evaluate_reply(reply: Reply, max_rows: int) -> EvaluateReply:
+def check_evaluate_reply(reply: Reply, max_rows: int, dp: DifferentialPrivacy | None = None) -> EvaluateReply:
     """Take a reply to an EvaluateOrder; max_rows is how many rows the merchant can have in that part.
 
     Raises:
@@ -99,7 +105,10 @@ def check_evaluate_reply(reply: Reply, max_rows: int) -> EvaluateReply:
     """
     if not isinstance(reply, EvaluateReply):
         raise ReplyError("wrong-kind", f"an evaluation was asked for, {reply.KIND} came")
-    check_histogram_of(reply.histogram, max_rows)
+    if dp is None:
+        check_histogram_of(reply.histogram, max_rows)
+    else:
+        _check_noised_histogram(reply.histogram, dp, max_rows)
     own = reply.metrics
     if own is not None and not (1 <= own.num_test_rows <= max_rows and 0 <= own.roc_auc <= 1 and 0 <= own.pr_auc <= 1):
         raise ReplyError("metrics", f"own figures {own!r} are not possible with at most {max_rows} rows")
@@ -143,6 +152,13 @@ def _check_vector(name: str, vector: Vector, num_params: int, max_norm: float) -
         raise ReplyError("not-finite", f"{name} holds a number that is not finite")
     if norm > max_norm * _ROUNDING:
         raise ReplyError("norm", f"{name} has norm {norm:.4g}, allowed is {max_norm:.4g}")
+
+
+def _check_noised_histogram(histogram: Histogram, dp: DifferentialPrivacy, max_rows: int) -> None:
+    try:
+        noised_histograms.check_noised(histogram, dp, max_rows)
+    except ValueError as error:
+        raise ReplyError("histogram", str(error)) from None
 
 
 def check_histogram_of(histogram: Histogram, max_rows: int) -> None:

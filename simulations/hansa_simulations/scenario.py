@@ -19,6 +19,7 @@ import numpy as np
 
 from hansa_client.data import MerchantTable
 from hansa_client.guarded_trainer import in_process
+from hansa_client.private_rounds import seeded_noise
 from hansa_client.programs import Programs
 from hansa_client.trainer import MerchantTrainer
 from hansa_client.variates import VariateStore
@@ -33,6 +34,7 @@ from hansa_common.schema import CategoricalFeature
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
 from hansa_server.app import app as server_app
+from hansa_server.audit_gate import unaudited
 from hansa_simulations.baselines import POOLED, AloneModel, Baselines
 from hansa_simulations.comparison import Logits, ScoredRows, comparison
 from hansa_simulations.grid import LocalGrid, run_server_app
@@ -115,8 +117,9 @@ def run_scenario(
         for name in agreement.roster
     }
     metrics = {**told, **found, "merchants": merchants, "data": _about_data(scenario), "baselines": chosen}
+    metrics |= unaudited(agreement)
     run_folder.write_metrics(folder, metrics)
-    if small.exists():
+    if small.exists() and not agreement.audit.is_gate:
         sign_bundle(folder, agreement)
     return Outcome(metrics, weights, preprocessing)
 
@@ -160,7 +163,15 @@ def simulated_merchants(
     """Everyone's own trainer, in the order of the roster."""
     hash_key = simulated_hash_key(agreement.seed)
     return {
-        name: MerchantTrainer(agreement, name, tables[name], hash_key=hash_key, state=VariateStore(), programs=programs)
+        name: MerchantTrainer(
+            agreement,
+            name,
+            tables[name],
+            hash_key=hash_key,
+            state=VariateStore(),
+            programs=programs,
+            draw_noise=seeded_noise(agreement.seed, name),
+        )
         for name in agreement.roster
     }
 

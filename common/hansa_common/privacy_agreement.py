@@ -1,0 +1,99 @@
+"""`[privacy.dp]`: the differential privacy that a consortium agreed on, and what an agreement must not ask beside it.
+
+What is promised holds for one *unit*: a row, or with `entity_column` all rows of one customer, of whom at most
+`max_rows_per_entity` rows are taken in each part of the table. Two tables are neighbours where one lacks a unit's
+contribution; how many rows a table has, and how they are divided, is not hidden.
+
+Each release's noise is a multiple of what one unit can change in it: `noise_multiplier` in every local step,
+`statistics_noise_multiplier` for the statistics before the first round, `evaluation_noise_multiplier` for a histogram
+of scores (None: none leaves). What they cost together is privacy_costs.py's; `epsilon` is what it may come to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, model_validator
+
+from hansa_common.schema import Name, Section
+
+if TYPE_CHECKING:
+    # Which has this section in one of its own.
+    from hansa_common.agreement_sections import Compression, Data, Label, Model, Privacy, Training
+
+Noise = Annotated[float, Field(ge=0.01, le=10_000)]
+
+
+class DifferentialPrivacy(Section):
+    """How much is promised to a unit, and by which noise."""
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, le=0.01)] = 1e-5
+    noise_multiplier: Noise
+    max_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    statistics_noise_multiplier: Noise = 10.0
+    evaluation_noise_multiplier: Noise | None = None
+    entity_column: Name | None = None
+    max_rows_per_entity: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+    @model_validator(mode="after")
+    def _rows_are_of_an_entity(self) -> Self:
+        if self.entity_column is None and self.max_rows_per_entity != 1:
+            raise ValueError(
+                f"max_rows_per_entity {self.max_rows_per_entity} needs entity_column: without one the unit is a row"
+            )
+        return self
+
+
+def check_dp_fits(
+    privacy: Privacy, label: Label, data: Data, model: Model, training: Training, compression: Compression
+) -> None:
+    """Refuse what would leave a merchant without noise, or has no accounting.
+
+    Raises:
+        ValueError: with all of it in one line.
+    """
+    if privacy.dp is None:
+        return
+    found = [
+        *_of_training(model, training),
+        *_of_rows(privacy.dp, label, data),
+        *_of_releases(compression, share_metrics=privacy.share_metrics),
+    ]
+    if found:
+        raise ValueError("; ".join(f"[privacy.dp] {problem}" for problem in found))
+
+
+def _of_training(model: Model, training: Training) -> Iterator[str]:
+    if training.algorithm == "auto":
+        yield "refuses algorithm = 'auto': it chooses by histograms of scores, which do not leave; name one algorithm"
+    elif training.plan.local_steps is None:
+        yield "needs training.plan.local_steps: a step chooses its rows by coins, so there are no epochs and batches"
+    if model.dropout:
+        yield (
+            f"refuses model.dropout {model.dropout:g}: what it drops depends on which other rows a step has; "
+            "set dropout = 0"
+        )
+    if model.precision != "float32":
+        yield f"refuses model.precision {model.precision!r}: norms are computed in float32; set precision = 'float32'"
+
+
+def _of_rows(dp: DifferentialPrivacy, label: Label, data: Data) -> Iterator[str]:
+    if dp.entity_column is None:
+        return
+    if dp.entity_column == label.column:
+        yield f"entity_column {dp.entity_column!r} is the label; name the column that tells customers apart"
+    if data.duplicates == "remove":
+        yield "refuses data.duplicates = 'remove' with entity_column: one customer's row would stand for another's"
+
+
+def _of_releases(compression: Compression, *, share_metrics: bool) -> Iterator[str]:
+    if compression.format != "none":
+        yield (
+            f"refuses compression.format {compression.format!r}: ranges and judgements would leave without noise; "
+            "set format = 'none'"
+        )
+    if share_metrics:
+        yield "refuses privacy.share_metrics: own figures would leave without noise; set share_metrics = false"
