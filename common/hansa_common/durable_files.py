@@ -23,7 +23,9 @@ LOCK_NAME = "lock"
 def write(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Put content at path, in place of whatever was there; unless `mode` says more, only this user may read it."""
     unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    # A process that was killed may have left one, and who can write into the folder a link: neither is written through.
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -73,12 +75,16 @@ def make_private_folder(folder: Path) -> None:
     """Make a folder that only this user may open, and its parents.
 
     Raises:
-        UsageError: it is there already, and others may open it.
+        UsageError: it is there already, and is another user's, or others may open it.
     """
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         synchronise(folder.parent)
-    elif folder.stat().st_mode & 0o077:
+    # Also of one that has just been made: somebody else may have been faster.
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise UsageError(f"{folder} is another user's; make it yours (chown), or give another --state")
+    if found.st_mode & 0o077:
         raise UsageError(f"others can open {folder}; make it yours alone (chmod 700), or give another --state")
 
 
@@ -97,6 +103,20 @@ def exclusive(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"the state folder {folder} is in use by another process; stop that one, or give another --state"
             ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold the folder for a moment, once every other that holds it in this way has let go: in this process or another.
+
+    It has nothing to do with `exclusive`, which holds for as long as a process lives.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

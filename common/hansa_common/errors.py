@@ -66,6 +66,12 @@ class ReplayError(PolicyError):
     code = "replayed"
 
 
+class BudgetError(PolicyError):
+    """An order costs more privacy than is left; the message says what was spent, asked and allowed."""
+
+    code = "budget-spent"
+
+
 class BusyError(MerchantError):
     """Another order is being worked on, and did not end while this one waited."""
 

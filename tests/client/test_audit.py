@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hansa_client.audit import MAX_LINE_BYTES, MAX_REASON_CHARS, Audit, entries, verified
+from hansa_client.audit import Audit, entries, verified
+from hansa_client.chained_lines import MAX_LINE_BYTES, MAX_TEXT_CHARS
 from hansa_common.errors import MerchantError
 
 NOW = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
@@ -161,7 +162,7 @@ def test_line_is_one_line_of_bounded_length_whatever_an_order_says(path):
     audit = opened(path)
     audit.answered("refused", reason="\x1b[2J\nERROR " + "\U0001f600" * 10_000, run="\U0001f600" * 120)
     (entry,) = entries(path)
-    assert len(entry.reason) == MAX_REASON_CHARS
+    assert len(entry.reason) == MAX_TEXT_CHARS
     assert entry.reason.isprintable()
     assert len(path.read_bytes()) < MAX_LINE_BYTES
     assert path.read_bytes().count(b"\n") == 1
