@@ -20,6 +20,7 @@ from hansa_client import flower_node, own_figures, trainer_service
 from hansa_client.merchant_policy import MerchantPolicy, parse_policy
 from hansa_common import agreement as agreed
 from hansa_common import agreement_sections as sections
+from hansa_common import audit_agreement
 from hansa_common import messages, record_types, schema, task_defaults, trust
 from hansa_common.agreement import parse_agreement
 from hansa_common.cli import Commands, installed_commands
@@ -44,6 +45,7 @@ SECTIONS = {
     "### `[cohort]`": sections.Cohort,
     "### `[privacy]`": sections.Privacy,
     "### `[compression]`": sections.Compression,
+    "### `[audit]`": audit_agreement.Audit,
     "### `[trust]`": trust.Trust,
 }
 # Keys that are sections of their own.
@@ -57,6 +59,7 @@ NESTED = {
         "cohort",
         "privacy",
         "compression",
+        "audit",
         "trust",
     },
     sections.Training: {"plan", "candidates"},

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from hansa_common import __version__
 from hansa_common.agreement_sections import Cohort, Compression, Data, Label, Model, Privacy, Training
+from hansa_common.audit_agreement import Audit, check_audit_fits
 from hansa_common.errors import AgreementError
 from hansa_common.schema import Feature, Section
 from hansa_common.task_defaults import with_task_defaults
@@ -41,6 +42,7 @@ class Agreement(Section):
     cohort: Cohort = Cohort()
     privacy: Privacy = Privacy()
     compression: Compression = Compression()
+    audit: Audit = Audit()
     roster: Annotated[tuple[MerchantName, ...], Field(max_length=10_000)] = ()
     trust: Trust | None = None
 
@@ -60,6 +62,7 @@ class Agreement(Section):
         for name, times in Counter(self.roster).items():
             if times > 1:
                 raise ValueError(f"the roster names merchant {name!r} twice")
+        check_audit_fits(self.audit, self.trust)
         if self.trust is not None:
             self.trust.check_roster(self.roster)
         if self.roster and self.cohort.min_merchants > len(self.roster):

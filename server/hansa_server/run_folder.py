@@ -16,6 +16,7 @@ coordinator.pub    write_bundle     the public key that it is signed with
 deliveries.json    delivery.py      who has the bundle, and why others have not
 hash.key           a simulation     the made-up key of hashed categories, to score with
 compress/          hansa compress   choices of compression for this run, beside each other
+audit/             hansa audit      what attacks found out of this run
 report.html        the run, last    the report
 metrics.json       the run, last    the figures; where it is, the run is finished
 failure.txt        the run          why it failed, instead of the last three
@@ -46,6 +47,7 @@ from hansa_common.features import FittedPreprocessing
 from hansa_common.keys import public_key_of
 from hansa_common.model import ModelSpec, load_model_parts, model_files
 from hansa_common.vectors import Vector
+from hansa_server.audit_gate import check_audited
 from hansa_server.report import render_report
 
 AGREEMENT: Final = "agreement.json"
@@ -59,6 +61,7 @@ BUNDLE: Final = "bundle"
 DELIVERIES: Final = "deliveries.json"
 HASH_KEY: Final = "hash.key"
 COMPRESS: Final = "compress"
+AUDIT: Final = "audit"
 CHECKPOINT: Final = "checkpoint"
 REPORT: Final = "report.html"
 METRICS: Final = "metrics.json"
@@ -259,10 +262,12 @@ def write_bundle(folder: Path, private_key: bytes, hash_key_id: str | None = Non
     key, which is left beside it. `hash_key_id` is of the merchants' key where the agreement names none.
 
     Raises:
-        UsageError: the run's folder holds no small model, or the agreement names another key as the coordinator's.
+        UsageError: the run's folder holds no small model, the agreement names another key as the coordinator's, or
+            asks for an audit that did not pass.
         RunFailedError: the run did not finish.
     """
     metrics, small, agreement = read_outcome(folder), folder / SMALL, _agreement(folder)
+    check_audited(agreement, metrics)
     public_key = public_key_of(private_key)
     if agreement.trust is not None and public_key != agreement.trust.coordinator:
         raise UsageError(
@@ -375,7 +380,7 @@ def _reason(folder: Path) -> str:
 
 def _clear(folder: Path) -> None:
     # metrics.json first: a folder that is half cleared must not pass for a finished run.
-    folders = [name + suffix for name in (COMPRESS, BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
+    folders = [name + suffix for name in (COMPRESS, AUDIT, BUNDLE, SMALL, MODEL) for suffix in ("", UNFINISHED_SUFFIX)]
     folders.append(CHECKPOINT)
     files = (FAILURE, INTERRUPTION, REPORT, ROUNDS, ATTENDANCE, DELIVERIES, TRUSTED_KEY_NAME, HASH_KEY)
     for name in (METRICS, *files, *folders, COORDINATOR, AGREEMENT_TOML, AGREEMENT):

@@ -19,6 +19,7 @@ from typing import Any, Final
 from hansa_common import durable_files
 from hansa_common.errors import UsageError
 from hansa_server import run_folder
+from hansa_server.audit_gate import unaudited
 from hansa_server.run_folder import FinishedRun, SmallModel
 from hansa_simulations.choices import Choice, Limits, least_lossy, named, smallest_allowed
 from hansa_simulations.choices_figure import choices_png
@@ -27,7 +28,7 @@ from hansa_simulations.scenario import sign_bundle
 CHOICES: Final = "choices.json"
 FIGURE: Final = "choices.png"
 _FOR_ALL: Final = 0o644
-_OF_A_SMALL_MODEL: Final = ("compressed", "compression", "bundle")
+_OF_A_SMALL_MODEL: Final = ("compressed", "compression", "bundle", "audit")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _leave_run(run: FinishedRun, chosen: Choice, out: Path) -> None:
     run_folder.create(out, chosen.agreement)
     small = SmallModel(chosen.finished.weights, files.float_file, files.int8_file)
     run_folder.finish(out, _metrics(run, chosen), run.spec, run.weights, run.preprocessing, small)
-    sign_bundle(out, chosen.agreement)
+    if not chosen.agreement.audit.is_gate:
+        sign_bundle(out, chosen.agreement)
 
 
 def _metrics(run: FinishedRun, chosen: Choice) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _metrics(run: FinishedRun, chosen: Choice) -> dict[str, Any]:
     merchants = {
         name: {**values, "compressed": found[name]["compressed"]} for name, values in run.metrics["merchants"].items()
     }
-    own = {**chosen.finished.to_json(), "compressed": chosen.found["compressed"]}
+    own = {**chosen.finished.to_json(), "compressed": chosen.found["compressed"], **unaudited(chosen.agreement)}
     return {**kept, "agreement_fingerprint": chosen.agreement.fingerprint, "merchants": merchants, **own}
 
 

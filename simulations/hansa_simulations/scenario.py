@@ -158,10 +158,11 @@ def simulated_signing_key(seed: int) -> bytes:
 
 
 def simulated_merchants(
-    agreement: Agreement, tables: Mapping[str, MerchantTable], programs: Programs
+    agreement: Agreement, tables: Mapping[str, MerchantTable], programs: Programs, noise_seed: int | None = None
 ) -> dict[str, MerchantTrainer]:
-    """Everyone's own trainer, in the order of the roster."""
+    """Everyone's own trainer, in the order of the roster; private noise comes of another seed, where one is given."""
     hash_key = simulated_hash_key(agreement.seed)
+    noise_seed = agreement.seed if noise_seed is None else noise_seed
     return {
         name: MerchantTrainer(
             agreement,
@@ -170,7 +171,7 @@ def simulated_merchants(
             hash_key=hash_key,
             state=VariateStore(),
             programs=programs,
-            draw_noise=seeded_noise(agreement.seed, name),
+            draw_noise=seeded_noise(noise_seed, name),
         )
         for name in agreement.roster
     }

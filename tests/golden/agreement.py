@@ -113,6 +113,7 @@ MEANING = {
         "sparsity": 0.0,
         "pruning_rounds": 4,
     },
+    "audit": {"attack": "lira", "shadows": 32, "max_true_positive_rate": None},
     "roster": ["north", "south", "Amount >= 100 (west)"],
     "trust": {
         "coordinator": "c0" * 32,
