@@ -139,6 +139,27 @@ def test_no_row_moves_the_sum_by_more_than_the_norm_even_if_it_is_extreme():
     assert moved <= 0.5 * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("name", ["plain", "norms", "logistic regression"])
+@pytest.mark.parametrize("value", [3e38, np.inf, np.nan])
+def test_a_row_that_overflows_counts_for_nothing_and_takes_no_other_with_it(name, value):
+    case = Case(SPECS[name])
+    dense = case.dense.numpy()
+    dense[5] = value
+    case.dense = tf.constant(dense)
+    trace, returned = case.traced()
+    norms = row_norms(case.spec, trace, returned)
+    assert not np.isfinite(norms[5])
+    without = np.ones(ROWS, np.float32)
+    without[5] = 0
+    found, expected = (
+        clipped_sum(case.spec, trace, returned, clipping_factors(norms, 0.5, tf.constant(is_real)))
+        for is_real in (np.ones(ROWS, np.float32), without)
+    )
+    for gradient, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(gradient, other)
+        assert np.isfinite(gradient).all()
+
+
 def test_rows_that_only_fill_up_a_block_add_nothing():
     case = Case(SPECS["plain"])
     trace, returned = case.traced()

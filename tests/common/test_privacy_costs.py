@@ -58,13 +58,6 @@ def test_every_kind_of_record_declares_what_of_rows_it_is_about() -> None:
     assert not kinds
 
 
-def test_reply_tells_of_nothing_that_its_order_does_not_ask_for() -> None:
-    from hansa_client.departures import REPLY_KINDS
-
-    for order, reply in REPLY_KINDS.items():
-        assert reply.RELEASE in {order.RELEASE, "nothing"}, order.KIND
-
-
 def test_order_of_a_kind_that_declares_no_cost_is_refused() -> None:
     class GossipOrder(Order):
         KIND = "gossip"
