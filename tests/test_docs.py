@@ -21,7 +21,7 @@ from hansa_client.merchant_policy import MerchantPolicy, parse_policy
 from hansa_common import agreement as agreed
 from hansa_common import agreement_sections as sections
 from hansa_common import audit_agreement
-from hansa_common import messages, record_types, schema, task_defaults, trust
+from hansa_common import messages, record_types, robust_agreement, schema, task_defaults, trust
 from hansa_common.agreement import parse_agreement
 from hansa_common.cli import Commands, installed_commands
 from hansa_server import exchange, replies, run_folder
@@ -44,6 +44,7 @@ SECTIONS = {
     "### `[training.plan]` and `[[training.candidates]]`": sections.Plan,
     "### `[cohort]`": sections.Cohort,
     "### `[privacy]`": sections.Privacy,
+    "### `[robustness]`": robust_agreement.Robustness,
     "### `[compression]`": sections.Compression,
     "### `[audit]`": audit_agreement.Audit,
     "### `[trust]`": trust.Trust,
@@ -58,6 +59,7 @@ NESTED = {
         "training",
         "cohort",
         "privacy",
+        "robustness",
         "compression",
         "audit",
         "trust",

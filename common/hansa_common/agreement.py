@@ -19,6 +19,7 @@ from hansa_common import __version__
 from hansa_common.agreement_sections import Cohort, Compression, Data, Label, Model, Privacy, Training
 from hansa_common.audit_agreement import Audit, check_audit_fits
 from hansa_common.errors import AgreementError
+from hansa_common.robust_agreement import Robustness, check_robustness_fits
 from hansa_common.schema import Feature, Section
 from hansa_common.task_defaults import with_task_defaults
 from hansa_common.trust import MerchantName, Trust
@@ -41,6 +42,7 @@ class Agreement(Section):
     training: Training = Training()
     cohort: Cohort = Cohort()
     privacy: Privacy = Privacy()
+    robustness: Robustness = Robustness()
     compression: Compression = Compression()
     audit: Audit = Audit()
     roster: Annotated[tuple[MerchantName, ...], Field(max_length=10_000)] = ()
@@ -71,6 +73,7 @@ class Agreement(Section):
             )
         if self.cohort.size is not None and self.cohort.size < self.cohort.min_merchants:
             raise ValueError(f"cohort.size {self.cohort.size} is below min_merchants {self.cohort.min_merchants}")
+        check_robustness_fits(self.robustness, self.training, self.cohort, self.roster)
         if self.compression.sparsity and not self.model.hidden:
             raise ValueError(
                 f"compression.sparsity {self.compression.sparsity:g} prunes hidden layers, and model.hidden has none; "
@@ -93,6 +96,13 @@ class Agreement(Section):
     def roster_fingerprint(self) -> str | None:
         """SHA-256 over the parties' names and keys, which merchants compare out of band; None without [trust]."""
         return None if self.trust is None else self.trust.roster_fingerprint
+
+    @property
+    def chooses_by_validation(self) -> bool:
+        """Whether merchants' validation figures choose the model and end training; else the last model is kept, after
+        all rounds.
+        """
+        return self.robustness.is_mean and self.privacy.dp is None
 
     def with_trust(self, trust: Trust) -> Agreement:
         """The same agreement with these keys; validated again."""

@@ -51,7 +51,7 @@ def unflatten(vector: Vector, shapes: Shapes) -> list[NDArray[np.float32]]:
     return arrays
 
 
-def l2_norm(vector: Vector) -> float:
+def l2_norm(vector: Vector | NDArray[np.float64]) -> float:
     """Euclidean norm, summed in float64.
 
     >>> l2_norm(np.array([3.0, 4.0], np.float32))

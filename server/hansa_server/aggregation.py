@@ -29,8 +29,8 @@ class WeightedSum:
         self._sum: Doubles = np.zeros(num_params, np.float64)
         self._scaled: Doubles = np.empty(min(num_params, _CHUNK), np.float64)
 
-    def add(self, vector: Vector, weight: float) -> None:
-        """Add weight * vector; vector: (num_params,) float32.
+    def add(self, vector: Vector | Doubles, weight: float) -> None:
+        """Add weight * vector; vector: (num_params,).
 
         Raises:
             ValueError: the vector has another length, or the weight is not above zero.
@@ -61,7 +61,7 @@ class WeightedSum:
         return self.divided_by(self.total_weight)
 
 
-def weighted_mean(updates: Sequence[Vector], weights: Sequence[float]) -> Doubles:
+def weighted_mean(updates: Sequence[Vector | Doubles], weights: Sequence[float]) -> Doubles:
     """The mean of updates (num_merchants, num_params) by weights (num_merchants,), shape (num_params,) float64.
 
     >>> weighted_mean(np.float32([[0.0, 1.0], [4.0, 1.0]]), [3, 1])

@@ -19,13 +19,14 @@ from typing import Any, Final
 
 from flwr.serverapp import Grid
 
-from hansa_common import __version__, statistics
+from hansa_common import __version__
 from hansa_common.agreement import Agreement
 from hansa_common.errors import RunFailedError
 from hansa_common.features import FittedPreprocessing
 from hansa_common.messages import SharedMetrics, StatisticsOrder
 from hansa_common.metrics import Metrics
 from hansa_common.model import ModelSpec, initial_weights
+from hansa_common.robust_agreement import least_replies
 from hansa_common.vectors import Vector
 from hansa_server.evaluation import evaluate
 from hansa_server.exchange import Clock, Exchange
@@ -34,6 +35,7 @@ from hansa_server.introduction import introduce, reintroduce
 from hansa_server.participants import ExchangeNumbers, Merchant, Run
 from hansa_server.pruning_rounds import prune_step
 from hansa_server.replies import check_statistics_reply
+from hansa_server.robust_preprocessing import fitted_preprocessing
 from hansa_server.run_events import Event, RoundFinished, RunFinished, RunStarted, areas
 from hansa_server.run_folder import SmallModel
 from hansa_server.run_state import RunState
@@ -83,6 +85,7 @@ class FederationResult:
             "label": self.agreement.label.column,
             "features": [feature.name for feature in self.agreement.features],
             "model": self.agreement.model.model_dump(mode="json"),
+            "robustness": self.agreement.robustness.model_dump(mode="json"),
             "seed": self.agreement.seed,
             "hansa_version": __version__,
             "run_id": self.run_id,
@@ -134,8 +137,9 @@ def run_federation(
     state = _stepped(run, state, train_step, keep)
     kept = state.course.kept
     if kept is None:
+        least = least_replies(agreement.robustness, agreement.cohort)
         raise RunFailedError(
-            f"none of {len(state.rounds)} rounds had {agreement.cohort.min_merchants} valid replies, so there is "
+            f"none of {len(state.rounds)} rounds had {least} valid replies, so there is "
             f"no model; the last round left out: {_reasons(state.rounds[-1])}"
         )
     state = _stepped(run, state, prune_step, keep)
@@ -213,12 +217,13 @@ def register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant,
         if heard.reply is not None:
             registered.append(replace(heard.merchant, num_train_rows=heard.reply.num_train_rows))
             vectors.append(heard.reply.statistics)
-    if len(registered) < run.agreement.cohort.min_merchants:
+    least = least_replies(run.agreement.robustness, run.agreement.cohort)
+    if len(registered) < least:
         raise RunFailedError(
             f"{len(registered)} of {len(merchants)} merchants sent valid statistics, "
-            f"cohort.min_merchants is {run.agreement.cohort.min_merchants}; their own logs say why"
+            f"cohort.min_merchants and robustness.rule ask for {least}; their own logs say why"
         )
-    return tuple(registered), FittedPreprocessing.fit(run.agreement, statistics.merge(vectors))
+    return tuple(registered), fitted_preprocessing(run.agreement, vectors)
 
 
 def _reasons(finished: RoundFinished) -> str:

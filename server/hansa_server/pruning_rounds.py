@@ -128,7 +128,7 @@ class Pruning:
             if course.num_rounds < 2 * agreed.pruning_rounds:
                 course, finished = self._after_round(course, stage)
                 return {**stages, stage: course}, finished
-            if course.awaits_validation:
+            if course.awaits_validation and self.run.agreement.chooses_by_validation:
                 found = self._evaluated("validation", course.state.server.weights, stage)
                 return {**stages, stage: course.with_validation(found)}, None
         return None
@@ -144,7 +144,8 @@ class Pruning:
         asked = self._round(_held(course.state, mask), place, stage, mask)
         state, finished = run_round(self.run, self.merchants, asked)
         if finished.aggregated and place > self.run.agreement.compression.pruning_rounds:
-            course = course.with_validation(finished.validation)
+            validation = finished.validation if self.run.agreement.chooses_by_validation else None
+            course = course.with_validation(validation)
         # Again, since the momentum of the coordinator's own step remembers from before a weight was pruned.
         course = replace(course, state=_held(state, mask), num_rounds=place)
         return (course.stepped(course.state, asked.number) if finished.aggregated else course), finished

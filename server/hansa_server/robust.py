@@ -29,6 +29,9 @@ import numpy as np
 from hansa_common.vectors import Vector, l2_norm
 from hansa_server.aggregation import Doubles, weighted_mean
 
+# (num_merchants, num_params), as merchants send them or as the mean of a group of them.
+Updates = Sequence[Vector | Doubles]
+
 # In pieces: sorting all coordinates at once would take several times the updates' memory.
 _CHUNK: Final = 1 << 16
 # Weiszfeld's smoothing and end, as parts of the updates' own size: it must not depend on their unit.
@@ -37,7 +40,7 @@ _CLOSE_ENOUGH: Final = 1e-9
 _MAX_STEPS: Final = 100
 
 
-def median(updates: Sequence[Vector]) -> Doubles:
+def median(updates: Updates) -> Doubles:
     """The median of each coordinate; of an even number, the mean of the two in the middle.
 
     >>> median(np.float32([[0, 5], [1, 6], [100, -100]]))
@@ -46,7 +49,7 @@ def median(updates: Sequence[Vector]) -> Doubles:
     return _by_coordinate(updates, lambda piece: np.median(piece, axis=0))
 
 
-def trimmed_mean(updates: Sequence[Vector], num_trimmed: int) -> Doubles:
+def trimmed_mean(updates: Updates, num_trimmed: int) -> Doubles:
     """The mean of each coordinate without its `num_trimmed` smallest and as many largest values.
 
     >>> trimmed_mean(np.float32([[0], [1], [2], [1000]]), 1)
@@ -66,12 +69,21 @@ def trimmed_mean(updates: Sequence[Vector], num_trimmed: int) -> Doubles:
     return _by_coordinate(updates, kept_mean)
 
 
-def krum(updates: Sequence[Vector], num_dishonest: int) -> Doubles:
+def krum(updates: Updates, num_dishonest: int) -> Doubles:
     """The one update whose squared distances to its num_merchants - num_dishonest - 2 nearest others sum to the least;
     of equals the first.
 
     Raises:
         ValueError: 2 * num_dishonest + 2 < num_merchants does not hold: the rule would promise nothing.
+    """
+    return updates[krum_choice(updates, num_dishonest)].astype(np.float64)
+
+
+def krum_choice(updates: Updates, num_dishonest: int) -> int:
+    """The place of the update that Krum takes.
+
+    Raises:
+        ValueError: as `krum`.
     """
     num_merchants = len(updates)
     if num_dishonest < 0 or 2 * num_dishonest + 2 >= num_merchants:
@@ -82,10 +94,10 @@ def krum(updates: Sequence[Vector], num_dishonest: int) -> Doubles:
     distances = _squared_distances(updates)
     np.fill_diagonal(distances, np.inf)
     nearest = np.sort(distances, axis=1)[:, : num_merchants - num_dishonest - 2]
-    return updates[int(np.argmin(nearest.sum(axis=1)))].astype(np.float64)
+    return int(np.argmin(nearest.sum(axis=1)))
 
 
-def geometric_median(updates: Sequence[Vector]) -> Doubles:
+def geometric_median(updates: Updates) -> Doubles:
     """The point whose distances to all updates sum to the least, by smoothed Weiszfeld steps from the mean.
 
     >>> np.round(geometric_median(np.float32([[0, 0], [0, 0], [9, 9]])), 3) + 0.0
@@ -103,7 +115,7 @@ def geometric_median(updates: Sequence[Vector]) -> Doubles:
     return center
 
 
-def clipped_mean(updates: Sequence[Vector], max_norm: float) -> Doubles:
+def clipped_mean(updates: Updates, max_norm: float) -> Doubles:
     """The mean of the updates, each scaled down to `max_norm` where it is longer.
 
     >>> clipped_mean(np.float32([[3, 4], [0, 0]]), 1.0)
@@ -120,7 +132,7 @@ def clipped_mean(updates: Sequence[Vector], max_norm: float) -> Doubles:
     return total / len(updates)
 
 
-def _by_coordinate(updates: Sequence[Vector], rule: Callable[[Doubles], Doubles]) -> Doubles:
+def _by_coordinate(updates: Updates, rule: Callable[[Doubles], Doubles]) -> Doubles:
     result = np.empty(len(updates[0]), np.float64)
     for start in range(0, result.size, _CHUNK):
         piece = np.stack([update[start : start + _CHUNK] for update in updates]).astype(np.float64)
@@ -128,7 +140,7 @@ def _by_coordinate(updates: Sequence[Vector], rule: Callable[[Doubles], Doubles]
     return result
 
 
-def _squared_distances(updates: Sequence[Vector]) -> Doubles:
+def _squared_distances(updates: Updates) -> Doubles:
     num_merchants = len(updates)
     distances = np.zeros((num_merchants, num_merchants), np.float64)
     for i in range(num_merchants):

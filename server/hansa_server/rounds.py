@@ -2,11 +2,12 @@
 
 Guarantees, whatever merchants do:
 
-- the bytes of the new state depend on the accepted replies alone, not on when they came: they are added in roster
-  order, in float64, each at once, so that no more than a few updates are in memory;
+- the bytes of the new state depend on the accepted replies alone, not on when they came: they are taken in roster
+  order, in float64, and averaged each at once, so that no more than a few updates are in memory; what another rule than
+  the mean holds, and what it makes of them, is robust_rounds.py's;
 - a reply is believed only within the bounds of replies.py; the others are left out and named;
-- with fewer than cohort.min_merchants accepted replies the state stays as it is, and what these few say about
-  validation is not told, for it would be about them.
+- with fewer accepted replies than cohort.min_merchants, or than the rule needs, the state stays as it is, and what
+  these few say about validation is not told, for it would be about them.
 
 Which rounds there are, and which model is kept, is federation.py's.
 """
@@ -30,6 +31,7 @@ from hansa_server.aggregation import WeightedSum
 from hansa_server.algorithms import ServerState, step
 from hansa_server.participants import Heard, Merchant, Run
 from hansa_server.replies import RoundBounds, check_round_reply, max_control_norm, max_split_rows
+from hansa_server.robust_rounds import Gathering, gathering
 from hansa_server.run_events import ReplyReceived, RoundFinished, RoundStarted
 
 
@@ -70,7 +72,8 @@ def run_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> tuple[
     names = tuple(merchant.name for merchant in cohort)
     run.tell(RoundStarted(asked.number, asked.plan_index, names, asked.stage))
     tally = _collect(run, cohort, asked)
-    aggregated = len(tally.included) >= run.agreement.cohort.min_merchants
+    aggregated = tally.updates.is_enough
+    decided = tally.updates.decided() if aggregated else None
     finished = RoundFinished(
         round=asked.number,
         plan=asked.plan_index,
@@ -79,16 +82,18 @@ def run_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> tuple[
         dropped=tally.dropped,
         aggregated=aggregated,
         validation=metrics_from_histogram(tally.validation) if aggregated else None,
-        train_loss=tally.train_loss if aggregated else None,
+        # Under [privacy.dp] no loss leaves a merchant, and what stands in its place is no figure.
+        train_loss=tally.train_loss if aggregated and run.agreement.privacy.dp is None else None,
         bytes_received=tally.bytes_received,
         bytes_sent=tally.bytes_sent,
         stage=asked.stage,
+        selected=() if decided is None else decided.selected,
     )
     run.tell(finished)
-    if not aggregated:
+    if decided is None:
         return asked.state, finished
     num_all_rows = sum(merchant.num_train_rows for merchant in merchants)
-    server = step(asked.state.server, asked.plan, tally.updates.mean(), tally.controls.divided_by(num_all_rows))
+    server = step(asked.state.server, asked.plan, decided.step, tally.controls.divided_by(num_all_rows))
     return PlanState(server, {**asked.state.included, **tally.included}), finished
 
 
@@ -105,15 +110,15 @@ def draw_cohort(
 class _Tally:
     """What the replies of one round add up to."""
 
-    def __init__(self, num_params: int, num_control_params: int) -> None:
-        self.updates = WeightedSum(num_params)
+    def __init__(self, updates: Gathering, num_control_params: int) -> None:
+        self.updates = updates
         self.controls = WeightedSum(num_control_params)
         self.validation: Histogram = np.zeros(HISTOGRAM_LENGTH, np.int64)
         self.included: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
         self.bytes_received = 0
         self.bytes_sent = 0
-        self._loss_sum = 0.0
+        self._loss_sum, self._num_rows = 0.0, 0
 
     def take(self, heard: Heard[RoundReply]) -> None:
         """Add one merchant's reply, or note why there is none."""
@@ -123,16 +128,17 @@ class _Tally:
             self.dropped[heard.merchant.name] = heard.reason
             return
         num_rows = heard.merchant.num_train_rows
-        self.updates.add(heard.reply.update, num_rows)
+        self.updates.add(heard.merchant.name, heard.reply.update, num_rows)
         self.controls.add(heard.reply.control_delta, num_rows)
         self.validation += heard.reply.validation
         self.included[heard.merchant.name] = heard.answer.reply_hash
         self._loss_sum += num_rows * heard.reply.train_loss
+        self._num_rows += num_rows
 
     @property
     def train_loss(self) -> float | None:
         """Mean local training loss by rows; None where merchants' claims add up to no number."""
-        mean = self._loss_sum / self.updates.total_weight
+        mean = self._loss_sum / self._num_rows
         return mean if math.isfinite(mean) else None
 
 
@@ -168,7 +174,7 @@ def _collect(run: Run, cohort: tuple[Merchant, ...], asked: Round) -> _Tally:
         )
         return check_round_reply(reply, bounds)
 
-    tally = _Tally(weights.size, control.size)
+    tally = _Tally(gathering(run.agreement, names, asked.number, weights.size), control.size)
     for heard in run.ask(f"round {asked.number}", cohort, order, check):
         tally.take(heard)
         run.tell(ReplyReceived(asked.number, heard.merchant.name))

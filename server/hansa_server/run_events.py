@@ -151,7 +151,9 @@ class ReplyReceived(Event):
 
 @dataclass(frozen=True)
 class RoundFinished(Event):
-    """A round is over. `validation` is of the model that came in, None where withheld or too few replied."""
+    """A round is over. `validation` is of the model that came in, None where withheld or too few replied; `selected`
+    names those of whose updates alone the step was made, where the agreed rule selects.
+    """
 
     round: int
     plan: int
@@ -164,6 +166,7 @@ class RoundFinished(Event):
     bytes_received: int
     bytes_sent: int
     stage: Stage = "train"
+    selected: tuple[str, ...] = ()
 
     @property
     def level(self) -> int:
@@ -175,9 +178,10 @@ class RoundFinished(Event):
         came_in = "withheld" if self.validation is None else f"{self.validation.pr_auc:.4f}"
         outcome = "" if self.aggregated else "; too few replies, the last model stays"
         stage = "" if self.stage == "train" else f"{self.stage}, "
+        selected = f", made of the update of {', '.join(self.selected)} alone" if self.selected else ""
         return (
             f"{stage}round {self.round}: {replies}, validation PR-AUC of the incoming model {came_in}, "
-            f"{self.seconds:.1f} s{outcome}"
+            f"{self.seconds:.1f} s{selected}{outcome}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -189,6 +193,7 @@ class RoundFinished(Event):
             "seconds": self.seconds,
             "cohort": list(self.cohort),
             "dropped": dict(self.dropped),
+            "selected": list(self.selected),
             "aggregated": self.aggregated,
             "validation": areas(self.validation),
             "train_loss": self.train_loss,

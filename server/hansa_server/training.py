@@ -2,6 +2,7 @@
 
 one plan        rounds until training.rounds, or until training.patience models brought nothing better; then the last
                 model is validated, which no round has done
+                (where validation chooses nothing, see the agreement: all rounds, and the last model)
 several plans   trial_rounds of each from the same start, and its last model validated; the best by validation goes on
                 from where its trial ended, as if it were the only one (trials count as rounds)
 """
@@ -39,7 +40,8 @@ def train_step(run: Run, state: RunState) -> RunState | None:
     course = state.course
     if len(state.training_rounds) < training.rounds and not _is_spent(course, training.patience):
         return _after_round(run, state, course, training.patience)
-    return _after_validation(run, state, course) if course.awaits_validation else None
+    awaits_validation = course.awaits_validation and run.agreement.chooses_by_validation
+    return _after_validation(run, state, course) if awaits_validation else None
 
 
 def _trial_step(run: Run, state: RunState) -> RunState:
@@ -76,7 +78,7 @@ def _after_validation(run: Run, state: RunState, course: Course) -> RunState:
 
 
 def _noted(run: Run, course: Course, metrics: Metrics | None) -> Course:
-    noted = course.with_validation(metrics)
+    noted = course.with_validation(metrics if run.agreement.chooses_by_validation else None)
     if metrics is not None and noted.best is not None and not course.validated:
         run.tell(ModelValidated(course.model_round, metrics.pr_auc, noted.best.round, noted.best_pr_auc or 0.0))
     return noted

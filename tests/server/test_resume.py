@@ -33,7 +33,10 @@ CASES = {
     "auto": {"training": AUTO},
     "cohorts of two": {"training": {**PLANS["fedavg"], "rounds": 4}, "cohort": {"size": 2}},
     "pruned": PRUNED,
-}
+    "a rule against a liar": {
+        "training": {**PLANS["fedadam"], "patience": 1}, "robustness": {"rule": "median", "num_dishonest": 1},
+    },
+}  # fmt: skip
 
 
 class Killed(BaseException):
