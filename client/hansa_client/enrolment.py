@@ -3,7 +3,8 @@
 - Private keys are made here and never leave the state folder; a request holds public ones.
 - A kit is installed whole or not at all, after everything in it was held against the keys, the agreement, and the
   coordinator's signature: the certificate is for the TLS key and in the merchant's name, the authority issued it and it
-  holds now; the agreement names the merchant's own identity and the coordinator's key.
+  holds now; the agreement names the merchant's own identity and the coordinator's key. It takes the place of a kit of
+  the same coordinator, and of no other's.
 - What a kit says of others' identities is not known to be true until merchants have compared the roster's fingerprint
   with each other: this is said, and left to people.
 - A renewal keeps the identity and the node's key. The TLS key in use stays until the next one's certificate is there.
@@ -38,7 +39,7 @@ from hansa_common.enrolment_papers import (
     encode_request,
     make_request,
 )
-from hansa_common.errors import CertificateError, UsageError
+from hansa_common.errors import CertificateError, MessageError, SignatureError, UsageError
 from hansa_common.keys import read_node_key, read_tls_key
 from hansa_common.merchant_keys import (
     AUTHORITY_CERTIFICATE,
@@ -104,13 +105,15 @@ def install_kit(state: Path, merchant: str, folder: Path, now: datetime) -> Kit:
     """Verify a kit and put its certificates and its federation.toml into the state folder.
 
     Raises:
-        UsageError: it is no kit, or for another merchant, or of keys that are not here.
+        UsageError: it is no kit, for another merchant, of keys that are not here, or of another coordinator than the
+            one with whom this merchant takes part.
         MessageError: federation.toml is none, or the coordinator of the agreement did not sign it.
         CertificateError: a certificate does not hold, or not now.
     """
     held, kit = read_keys(state), read_kit(folder)
     _check_parties(kit, merchant, held)
     _check_certificates(kit, merchant, now)
+    _check_coordinator_stays(state, kit)
     if held.next_tls is not None and has_key(kit.certificate, held.next_tls):
         durable_files.rename(state / NEXT_TLS_KEY, state / TLS_KEY)
     elif not has_key(kit.certificate, held.tls):
@@ -222,6 +225,22 @@ def _check_identity(trust: Trust, merchant: str, held: MerchantKeys, source: str
             f"{source} names {named or 'no key'} for {merchant!r}, the identity key here is {held.identity_key}: "
             "do not approve it, and tell the other merchants"
         )
+
+
+def _check_coordinator_stays(state: Path, kit: Kit) -> None:
+    path = state / FEDERATION
+    if not path.exists():
+        return
+    try:
+        decode_federation(_read(path), kit.trust.coordinator, str(path))
+    except SignatureError:
+        raise UsageError(
+            f"the merchant of {state} takes part with another coordinator than that of the kit {kit.folder}, "
+            f"{kit.trust.coordinator}; give this kit a --state of its own, or, to leave that federation, remove {path}"
+        ) from None
+    except MessageError:
+        # It is damaged, and a kit is how it is made good.
+        return
 
 
 def _check_certificates(kit: Kit, merchant: str, now: datetime) -> None:

@@ -88,6 +88,24 @@ def test_agreement_swapped_in_a_kit_is_refused(answered, refused):
     refused(answered.enroll("--kit", answered.kit), "no [trust]")
 
 
+def test_kit_of_another_coordinator_leaves_the_one_in_use_as_it_is(installed, refused, now):
+    before = installed.files()
+    installed.provision(state="other", kits="others")
+    foreign = installed.folder / "others" / "alder"
+    refused(installed.enroll("--kit", foreign), "another coordinator", "--state", "federation.toml")
+    assert installed.files() == before
+    assert read_enrolment(installed.state, "alder", installed.agreed, now())
+    (installed.state / "federation.toml").unlink()
+    assert installed.enroll("--kit", foreign).exit_code == 0
+
+
+def test_kit_makes_damaged_files_of_the_one_before_good(installed, now):
+    for name in INSTALLED:
+        (installed.state / name).write_bytes(b"damaged")
+    assert installed.enroll("--kit", installed.kit).exit_code == 0
+    assert read_enrolment(installed.state, "alder", installed.agreed, now())
+
+
 @pytest.mark.parametrize(
     ("written", "instead"),
     [("fl.example.com", "evil.example.com"), ('publisher = "', 'publisher = "f'), ('authority = "', 'authority = "0')],
