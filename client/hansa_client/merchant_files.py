@@ -17,6 +17,7 @@ from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
 from hansa_common.schema import CategoricalFeature
 
+from hansa_common.keys import read_private_file
 HASH_KEY_BYTES: Final = 32
 
 
@@ -80,15 +81,15 @@ def _refuse_hashing_without_key(agreement: Agreement) -> None:
 
 
 def read_key(path: Path) -> bytes:
-    """Read a key for hashed categories, 64 hexadecimal digits.
+    """Read a key for hashed categories, 64 hexadecimal digits in a file that only this user may read.
 
     Raises:
-        UsageError: it cannot be read, or has another length.
+        UsageError: it cannot be read, others may read it, or it has another length.
     """
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the hash key {path} cannot be read: {error}") from error
+        key = bytes.fromhex(read_private_file(path, "the hash key").decode("ascii").strip())
+    except ValueError:
+        raise UsageError(f"the hash key {path} is not written in hexadecimal digits; restore it") from None
     if len(key) != HASH_KEY_BYTES:
         raise UsageError(f"the hash key {path} has {2 * len(key)} hexadecimal digits, a key has {2 * HASH_KEY_BYTES}")
     return key

@@ -13,6 +13,7 @@ import pytest
 
 from hansa_client.bundle_files import OwnThreshold, read_threshold, write_threshold
 from hansa_client.data import feature_rows
+from hansa_common import durable_files
 from hansa_common.bundle import MANIFEST_NAME, SIGNATURE_NAME, make_bundle, open_bundle
 from hansa_common.errors import UsageError
 from hansa_common.scorer import Scorer
@@ -206,7 +207,7 @@ def at_merchant(finished, tmp_path, monkeypatch):
     """A merchant's folder: bundle, trusted key, hash key, and fifty rows of which two cannot be read."""
     folder_of(finished.files, tmp_path / "bundle")
     (tmp_path / "coordinator.pub").write_text(finished.trusted)
-    (tmp_path / "hash.key").write_text(finished.hash_key.hex())
+    durable_files.write(tmp_path / "hash.key", finished.hash_key.hex().encode())
     frame = finished.rows(50, seed=3)
     frame.loc[7, "age"] = None
     frame.loc[9, "gift"] = "perhaps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hansa_client.flower_node import command, environment
-from hansa_common import children
+from hansa_common import children, durable_files
 from hansa_common.addresses import Address
 
 AGREEMENT = """
@@ -107,12 +108,21 @@ def test_coordinator_that_is_not_there(refused, files):
 
 
 def test_hash_key_that_is_not_the_agreed_one(refused, files, tmp_path):
-    (tmp_path / "key").write_text("00" * 32)
+    key = tmp_path / "key"
+    durable_files.write(key, b"00" * 32)
     Path(files["--agreement"]).write_text(AGREEMENT + f'hash_key_id = "{"1" * 64}"\n')
     refused(files, 2, "--hash-key")
-    refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "not the key")
-    (tmp_path / "key").write_text("not hexadecimal")
-    refused({**files, "--hash-key": str(tmp_path / "key")}, 2, "cannot be read")
+    refused({**files, "--hash-key": str(key)}, 2, "not the key")
+    key.write_text("not hexadecimal")
+    refused({**files, "--hash-key": str(key)}, 2, "hexadecimal digits")
+
+
+def test_hash_key_that_others_can_read(refused, files, tmp_path):
+    key = tmp_path / "key"
+    durable_files.write(key, b"00" * 32, mode=0o640)
+    agreed = hashlib.sha256(bytes(32)).hexdigest()
+    Path(files["--agreement"]).write_text(AGREEMENT + f'hash_key_id = "{agreed}"\n')
+    refused({**files, "--hash-key": str(key)}, 2, "others can read the hash key", "chmod 600")
 
 
 def test_policy_that_does_not_hold_and_one_that_is_not_there(refused, files, tmp_path):
