@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -30,12 +31,14 @@ ACCESS_NAME: Final = "access.json"
 # Beyond an order's deadline, for what the trainer does outside it: reading weights, a first compilation.
 GRACE_SECONDS: Final = 30.0
 UNREADABLE_ORDER_SECONDS: Final = 30.0
-# Room for the seal, and the few bytes that protobuf adds to the largest message.
-MAX_GRPC_BYTES: Final = MAX_MESSAGE_BYTES + 1024
-CHANNEL_OPTIONS: Final = (
-    ("grpc.max_send_message_length", MAX_GRPC_BYTES),
-    ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
-)
+# Room for the seal of the largest message.
+MAX_ORDER_BYTES: Final = MAX_MESSAGE_BYTES + 1024
+# An order comes in pieces, so that a caller who does not know the token makes the trainer hold one and no more.
+PIECE_BYTES: Final = 1 << 20
+# Room for the few bytes that protobuf adds.
+_PROTOBUF_BYTES: Final = 1024
+SERVER_OPTIONS: Final = (("grpc.max_receive_message_length", PIECE_BYTES + _PROTOBUF_BYTES),)
+_CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", MAX_ORDER_BYTES + _PROTOBUF_BYTES),)
 
 
 class Trainer(Protocol):
@@ -86,10 +89,10 @@ class RemoteTrainer:
 
     def __init__(self, socket: Path, access: Access) -> None:
         self._access = access
-        self._channel = grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
-        self._answer = self._channel.unary_unary(
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
+        self._answer = self._channel.stream_unary(
             f"/{SERVICE}/Answer",
-            request_serializer=trainer_pb2.Order.SerializeToString,
+            request_serializer=trainer_pb2.OrderPiece.SerializeToString,
             response_deserializer=trainer_pb2.Reply.FromString,
         )
 
@@ -101,7 +104,7 @@ class RemoteTrainer:
         """
         try:
             reply = self._answer(
-                trainer_pb2.Order(encoded=order),
+                _pieces(order),
                 timeout=answer_seconds(order) if seconds is None else max(0.0, min(seconds, answer_seconds(order))),
                 metadata=((TOKEN_METADATA, self._access.token),),
             )
@@ -112,6 +115,11 @@ class RemoteTrainer:
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+
+def _pieces(order: bytes) -> Iterator[trainer_pb2.OrderPiece]:
+    for place in range(0, len(order), PIECE_BYTES):
+        yield trainer_pb2.OrderPiece(encoded=order[place : place + PIECE_BYTES])
 
 
 def answer_seconds(order: bytes) -> float:

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahansa_client/trainer.proto\x12\x0fhansa.client.v1\"\x18\n\x05Order\x12\x0f\n\x07\x65ncoded\x18\x01 \x01(\x0c\"\x18\n\x05Reply\x12\x0f\n\x07\x65ncoded\x18\x01 \x01(\x0c\x32\x43\n\x07Trainer\x12\x38\n\x06\x41nswer\x12\x16.hansa.client.v1.Order\x1a\x16.hansa.client.v1.Replyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahansa_client/trainer.proto\x12\x0fhansa.client.v1\"\x1d\n\nOrderPiece\x12\x0f\n\x07\x65ncoded\x18\x01 \x01(\x0c\"\x18\n\x05Reply\x12\x0f\n\x07\x65ncoded\x18\x01 \x01(\x0c\x32J\n\x07Trainer\x12?\n\x06\x41nswer\x12\x1b.hansa.client.v1.OrderPiece\x1a\x16.hansa.client.v1.Reply(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hansa_client.trainer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORDER']._serialized_start=47
-  _globals['_ORDER']._serialized_end=71
-  _globals['_REPLY']._serialized_start=73
-  _globals['_REPLY']._serialized_end=97
-  _globals['_TRAINER']._serialized_start=99
-  _globals['_TRAINER']._serialized_end=166
+  _globals['_ORDERPIECE']._serialized_start=47
+  _globals['_ORDERPIECE']._serialized_end=76
+  _globals['_REPLY']._serialized_start=78
+  _globals['_REPLY']._serialized_end=102
+  _globals['_TRAINER']._serialized_start=104
+  _globals['_TRAINER']._serialized_end=178
 # @@protoc_insertion_point(module_scope)

@@ -4,7 +4,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Order(_message.Message):
+class OrderPiece(_message.Message):
     __slots__ = ("encoded",)
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     encoded: bytes

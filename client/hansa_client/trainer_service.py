@@ -1,8 +1,8 @@
 """The resident trainer: a process that loads the merchant's rows and compiles once, and serves every round.
 
 - It listens on a unix socket in a folder that only its user can open, or its node's too where that is another
-  (node_user.py), and answers only who knows the token. Who asks with gRPC's own health check (grpc.health.v1) needs
-  none, and hears of nothing else.
+  (node_user.py), and answers only who knows the token: of others' orders it reads nothing. Who asks with gRPC's own
+  health check (grpc.health.v1) needs none, and hears of nothing else.
 - Whoever hangs up is noticed: work for it stops at the next chunk.
 - SIGTERM, SIGINT or the end of its standard input (its parent is gone) stop it: training ends at the next
   chunk, and what was proposed is already on disk.
@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,8 @@ from hansa_client.guarded_trainer import MAX_WAITING, Boundary, GuardedTrainer
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.node_user import is_shared
 from hansa_client.trainer_link import (
-    CHANNEL_OPTIONS,
+    MAX_ORDER_BYTES,
+    SERVER_OPTIONS,
     SERVICE,
     SOCKET_NAME,
     TOKEN_METADATA,
@@ -75,7 +76,7 @@ class TrainerServer:
         self._trainer = trainer
         self._token = access.token.encode()
         self._server = grpc.server(
-            ThreadPoolExecutor(_NUM_THREADS), options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=_NUM_CALLS
+            ThreadPoolExecutor(_NUM_THREADS), options=SERVER_OPTIONS, maximum_concurrent_rpcs=_NUM_CALLS
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         # Whoever watches holds no thread.
@@ -98,18 +99,32 @@ class TrainerServer:
         self._server.stop(STOP_SECONDS).wait()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        answer = grpc.unary_unary_rpc_method_handler(
+        answer = grpc.stream_unary_rpc_method_handler(
             self._answer,
-            request_deserializer=trainer_pb2.Order.FromString,
+            request_deserializer=trainer_pb2.OrderPiece.FromString,
             response_serializer=trainer_pb2.Reply.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, {"Answer": answer})
 
-    def _answer(self, request: trainer_pb2.Order, context: grpc.ServicerContext) -> trainer_pb2.Reply:
+    def _answer(self, pieces: Iterator[trainer_pb2.OrderPiece], context: grpc.ServicerContext) -> trainer_pb2.Reply:
+        # The metadata is there before any piece is asked for.
         token = dict(context.invocation_metadata()).get(TOKEN_METADATA, "")
         if not hmac.compare_digest(str(token).encode(), self._token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this trainer's")
-        return trainer_pb2.Reply(encoded=self._trainer.answer(request.encoded, lambda: not context.is_active()))
+        order = _joined(pieces)
+        if order is None:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"an order has at most {MAX_ORDER_BYTES} bytes")
+        return trainer_pb2.Reply(encoded=self._trainer.answer(order, lambda: not context.is_active()))
+
+
+def _joined(pieces: Iterator[trainer_pb2.OrderPiece]) -> bytes | None:
+    """The order whose pieces they are; None, and no more of it is read, where it is longer than one may be."""
+    order = bytearray()
+    for piece in pieces:
+        if len(order) + len(piece.encoded) > MAX_ORDER_BYTES:
+            return None
+        order += piece.encoded
+    return bytes(order)
 
 
 def check_socket_folder(folder: Path) -> None:

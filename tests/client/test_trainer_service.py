@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hansa_client import trainer_link
+from hansa_client import trainer_link, trainer_pb2, trainer_service
 from hansa_client.trainer_link import (
     ACCESS_NAME,
+    PIECE_BYTES,
     SERVICE,
     SOCKET_NAME,
+    TOKEN_METADATA,
     Access,
     RemoteTrainer,
     answer_seconds,
@@ -105,6 +107,37 @@ def test_message_far_above_grpc_default_limit_passes(folder):
 def test_caller_without_the_token_is_turned_away(folder, token):
     with TrainerServer(Mirror(), "alpha", folder), pytest.raises(TransportError, match="UNAUTHENTICATED"):
         remote(folder, Access("alpha", token)).answer(introduction())
+
+
+def test_of_an_order_without_the_token_nothing_is_read(folder):
+    given = []
+
+    def pieces():
+        for number in range(512):
+            given.append(number)
+            yield trainer_pb2.OrderPiece(encoded=bytes(PIECE_BYTES))
+
+    with TrainerServer(Mirror(), "alpha", folder), grpc.insecure_channel(f"unix:{folder / SOCKET_NAME}") as channel:
+        ask = channel.stream_unary(f"/{SERVICE}/Answer", trainer_pb2.OrderPiece.SerializeToString)
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(pieces(), metadata=((TOKEN_METADATA, "wrong"),), timeout=30)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    # What lies in the socket and in gRPC's windows.
+    assert len(given) < 32
+
+
+def test_long_question_about_its_health_is_refused_unread(folder):
+    with TrainerServer(Mirror(), "alpha", folder), pytest.raises(grpc.RpcError) as refused:
+        health_of(folder, "x" * 2 * PIECE_BYTES)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_order_longer_than_any_message_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(trainer_service, "MAX_ORDER_BYTES", 3 * PIECE_BYTES)
+    with TrainerServer(Mirror(), "alpha", folder):
+        assert len(remote(folder).answer(bytes(3 * PIECE_BYTES))) == 3 * PIECE_BYTES
+        with pytest.raises(TransportError, match="RESOURCE_EXHAUSTED"):
+            remote(folder).answer(bytes(3 * PIECE_BYTES + 1))
 
 
 def test_tokens_are_fresh_and_the_files_private(folder):
