@@ -40,7 +40,7 @@ from hansa_common.agreement import Agreement
 from hansa_common.errors import HansaError, MessageError, PolicyError, UsageError
 from hansa_common.messages import IntroduceOrder, Refusal, RoundOrder, decode, encode, message_hash
 from hansa_common.record_types import Order
-from hansa_common.sealing import unverified
+from hansa_common.sealing import unopened_hash
 
 MAX_WAITING: Final = 2
 _CODES: Final = get_args(Refusal.model_fields["code"].annotation)
@@ -165,7 +165,8 @@ class GuardedTrainer:
         """Do what a permitted order asks, or refuse with a code; `has_gone` says that nobody waits for the answer any
         more. Never raises.
         """
-        facts = {"order": message_hash(unverified(order))}
+        # Until it is opened, whoever sent it may have put a real order's message under a wrong seal, or under none.
+        facts = {"order": unopened_hash(order)}
         asked = _Asked(order, time.monotonic(), lambda: has_gone() or self._boundary.is_stopping(), facts)
         answer = self._attempt(asked, lambda: self._answer_in_turn(asked))
         left = self._attempt(asked, lambda: self._noted(answer, asked))
@@ -192,7 +193,9 @@ class GuardedTrainer:
         """The order; noted, with its facts, whether or not it can be opened."""
         facts, num_bytes = asked.facts, len(asked.sealed)
         try:
-            order = decode(self._boundary.seals.open_order(asked.sealed))
+            message = self._boundary.seals.open_order(asked.sealed)
+            facts |= {"order": message_hash(message)}
+            order = decode(message)
             if not isinstance(order, Order):
                 raise MessageError(f"{order.KIND} is not an order")
             facts |= {"run": order.run_id, "sequence": order.sequence}

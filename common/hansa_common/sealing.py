@@ -7,12 +7,14 @@ On the wire a seal is `HSEAL`, a version byte, an Ed25519 signature of 64 bytes,
 - The same message and key give the same seal. A seal says nothing of when: what was sealed once stays sealed, and that
   an old order is not obeyed again is the order log's to see to.
 - A message without a seal is refused where one is due, and a sealed one is no message where none is.
+- What was not opened has a name of its own (`unopened_hash`): its refusal cannot be passed off as one of the message.
 
 Whose key it must be is the agreement's `[trust]`; what a message says is messages.py's.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, Literal
 
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +28,8 @@ Purpose = Literal["order", "reply"]
 SIGNATURE_BYTES: Final = 64
 _PREFIX: Final = b"HSEAL\x01"
 SEAL_BYTES: Final = len(_PREFIX) + SIGNATURE_BYTES
+# No message begins so.
+_UNOPENED: Final = b"hansa/unopened/v1\0"
 
 
 def seal(message: bytes, private_key: bytes, purpose: Purpose) -> bytes:
@@ -60,6 +64,15 @@ def unverified(sealed: bytes) -> bytes:
     (b'HANSA...', b'HANSA...')
     """
     return sealed[SEAL_BYTES:] if _is_sealed(sealed) else sealed
+
+
+def unopened_hash(sealed: bytes) -> str:
+    """What names bytes as they came, 64 hexadecimal digits, for who has not opened them: never what a message is named
+    by, be it the one under a wrong seal or without one. So who refuses them refuses nothing else.
+    """
+    digest = hashlib.sha256(_UNOPENED)
+    digest.update(sealed)
+    return digest.hexdigest()
 
 
 def _is_sealed(sealed: bytes) -> bool:

@@ -34,7 +34,8 @@ from flwr.serverapp import Grid
 from hansa_common.errors import MessageError, ReplyError
 from hansa_common.messages import FLOWER_FIELD, FLOWER_RECORD, Refusal, decode, encode, message_hash
 from hansa_common.record_types import EVERYONE, Order, Reply
-from hansa_common.sealing import unverified
+from hansa_common.sealing import unopened_hash, unverified
+from hansa_common.stamping import answer_hash
 from hansa_server.seals import Seals
 
 GRACE_SECONDS: Final = 15.0
@@ -73,6 +74,7 @@ class Sent:
     order_hash: str
     num_bytes: int
     message_id: str | None
+    unopened_hash: str
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Exchange:
             message_id,
         )
 
+            unopened_hash(sealed),
     def _pushed(self, sealed: bytes, node_id: int, ttl: float) -> str | None:
         content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: sealed})})
         message_id = next(iter(self._grid.push_messages([Message(content, node_id, "train", ttl=ttl)])), None)
@@ -225,7 +228,8 @@ def _decoded(message: bytes) -> Reply:
 
 def _reply(opened: bytes, sent: Sent) -> Reply:
     reply = _decoded(opened)
-    if reply.order_hash != sent.order_hash:
+    is_refused_unopened = isinstance(reply, Refusal) and reply.order_hash == sent.unopened_hash
+    if reply.order_hash != sent.order_hash and not is_refused_unopened:
         raise ReplyError("wrong-order", "the reply answers another order")
     if sent.recipient not in {EVERYONE, reply.merchant}:
         raise ReplyError("wrong-merchant", f"{sent.recipient!r} was asked, {reply.merchant!r} answered")

@@ -31,7 +31,7 @@ from hansa_common.messages import (
     message_hash,
 )
 from hansa_common.metrics import HISTOGRAM_LENGTH
-from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unverified
+from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unopened_hash, unverified
 
 COORDINATOR, MALLORY = bytes(range(32)), bytes(range(100, 132))
 NONE = np.zeros(0, np.float32)
@@ -110,7 +110,8 @@ class Merchant:
     def refuses(self, sent: bytes, code: str) -> None:
         reply, noted = self.answered(sent), list(entries(self.state / AUDIT_NAME))
         assert isinstance(reply, Refusal), reply
-        assert (reply.code, reply.order_hash) == (code, message_hash(unverified(sent)))
+        named = unopened_hash(sent) if code == "not-signed" else message_hash(unverified(sent))
+        assert (reply.code, reply.order_hash) == (code, named)
         assert self.rows.obeyed == []
         assert [entry.what for entry in noted[-2:]] == ["asked", "answered"]
         assert (noted[-1].decision, noted[-1].code, noted[-1].order) == ("refused", code, reply.order_hash)
@@ -146,6 +147,14 @@ def test_badly_signed_order_is_refused(merchant):
 
 def test_merchants_own_signature_is_no_coordinators(merchant):
     own = bytes.fromhex((merchant.state / "identity.key").read_text())
+def test_signed_refusal_of_a_real_order_under_a_wrong_seal_is_none_of_the_real_order(merchant):
+    """A SuperLink that was broken into could answer the coordinator with it, and the merchant would never be asked."""
+    real = merchant.order(2)
+    for spoilt in (real, seal(real, MALLORY, "order")):
+        assert merchant.answered(spoilt).order_hash != message_hash(real)
+    assert merchant.obeys(real)
+
+
     merchant.refuses(seal(merchant.order(2), own, "order"), "not-signed")
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hansa_common import sealing
 from hansa_common.errors import HansaError, MessageError, SignatureError
 from hansa_common.keys import public_key_of
-from hansa_common.messages import StatisticsOrder, decode, encode
-from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unverified
+from hansa_common.messages import StatisticsOrder, decode, encode, message_hash
+from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unopened_hash, unverified
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 PUBLIC, OTHER_PUBLIC = public_key_of(KEY), public_key_of(OTHER_KEY)
@@ -73,6 +73,13 @@ def test_seal_within_a_seal_is_no_message():
 def test_sealed_message_is_none_where_no_seal_is_due():
     with pytest.raises(MessageError):
         decode(SEALED)
+
+
+@given(st.binary(max_size=100))
+def test_what_was_not_opened_is_named_as_no_message_is(received):
+    names = {message_hash(received), message_hash(unverified(received)), message_hash(SEALED), message_hash(MESSAGE)}
+    assert unopened_hash(received) not in names
+    assert unopened_hash(received) == unopened_hash(received) != unopened_hash(received + b"\0")
 
 
 def test_key_that_is_no_point_of_the_curve_verifies_nothing():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import numpy as np
 
 from hansa_common.errors import CoordinatorError, RunFailedError, SignatureError, UsageError
 from hansa_common.keys import public_key_of
 from hansa_common.messages import IntroduceOrder, RoundOrder, StatisticsOrder, decode, encode, message_hash
 from hansa_common.record_types import EVERYONE
-from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unverified
+from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unopened_hash, unverified
 from hansa_common.trust import Trust
 from hansa_server import run_folder
 from hansa_server.exchange import Addressed, Exchange
@@ -136,6 +137,31 @@ def test_introduction_must_be_signed_by_whom_it_claims_to_be(ask, world, agreed)
 
 def test_bytes_counted_are_those_that_travelled(ask, world, agreed):
     sizes = []
+
+def test_refusal_counts_that_names_the_order_by_the_bytes_that_were_sent_and_not_by_others(ask):
+    def refusing(told):
+        def respond(sealed):
+            refusal = Refusal(merchant="alpha", order_hash=told(sealed), code="not-signed")
+            return seal(encode(refusal), KEYS["alpha"], "reply")
+
+        return respond
+
+    assert ask(refusing(unopened_hash)).code == "not-signed"
+    for told in (
+        lambda sealed: unopened_hash(unverified(sealed)),
+        lambda sealed: unopened_hash(seal(unverified(sealed), bytes(32), "order")),
+        message_hash,
+    ):
+        assert ask(refusing(told)).code == "wrong-order"
+
+
+def test_nothing_but_a_refusal_may_name_the_order_by_the_bytes_that_were_sent(ask):
+    def respond(sealed):
+        head = {"merchant": "alpha", "order_hash": unopened_hash(sealed)}
+        return seal(encode(StatisticsReply(**head, statistics=np.zeros(2, np.int64), num_train_rows=9)), KEYS["alpha"], "reply")
+
+    assert ask(respond).code == "wrong-order"
+
 
     def respond(sealed):
         sizes.append(len(sealed))
