@@ -104,6 +104,12 @@ class Boundary:
             watching=Watchdog(files.state / STACKS_NAME).watching,
         )
 
+    @property
+    def coordinator(self) -> str:
+        """The public key of who signs orders; '' where nobody does."""
+        trust = self.agreed.agreement.trust
+        return "" if trust is None else trust.coordinator
+
     def permitted(self, order: Order) -> MerchantPolicy:
         """The policy that permits an order.
 
@@ -178,7 +184,7 @@ class GuardedTrainer:
             own = self._boundary.permitted(order)
             log = self._boundary.log
             if isinstance(order, IntroduceOrder):
-                log.begin(order.run_id)
+                log.begin(order.run_id, order.number, self._boundary.coordinator)
                 return self._worked(asked, order, own)
             stored = log.take(order, asked.order_hash)
             if stored is not None:

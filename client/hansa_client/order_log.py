@@ -10,11 +10,13 @@ An order is on record before it is obeyed, and its reply before it leaves; a pro
 | with a number that was there, or is lower                          | ReplayError                                     |
 | of a round that was there, or is earlier in its stage or stages    | ReplayError                                     |
 | of another run than that of the last introduction                  | ReplayError                                     |
+| an introduction with a number not above all of its coordinator's   | ReplayError                                     |
 
-The current run is that of the last introduction that was answered: an order that was held back waits until its run
-introduces itself again, as one does that is resumed, and as whoever has the old introduction can make it do. Replies of
-the last few runs are kept, numbers of all. What an order costs is to be charged between `take` and the work, by its
-hash: one order is obeyed once, or again before it ever left.
+The current run is that of the last introduction that was answered. Under `[trust]` a coordinator raises the number of
+its introductions with each: an old one takes nobody back, and an order that was held back waits until its own run
+introduces itself anew, as one does that is resumed. Replies of the last few runs are kept, numbers of all. What an
+order costs is to be charged between `take` and the work, by its hash: one order is obeyed once, or again before it ever
+left.
 
 file, in the folder           holds
 RUN.json                      a run's record: its last number and round, and the orders whose replies are kept
@@ -33,7 +35,7 @@ from pydantic import Field, ValidationError
 
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError, ReplayError
-from hansa_common.messages import RoundOrder
+from hansa_common.messages import MAX_INTRODUCTION, RoundOrder
 from hansa_common.record_types import Digest, Name, Order, SequenceNumber, Stage
 from hansa_common.schema import Section
 
@@ -56,15 +58,22 @@ class Taken(Section):
 
 
 class RunRecord(Section):
-    """What is known of a run. `begun` orders runs by their last introduction; `round_place` is the last round's stage,
-    by its place in Stage, and its number.
+    """What is known of a run. `begun` orders runs by their last introduction, which had the number `introduction` of
+    the coordinator with this public key, '' where orders are not signed; `round_place` is the last round's stage, by
+    its place in Stage, and its number.
     """
 
     run_id: Name
     begun: Annotated[int, Field(ge=1)]
+    introduction: Annotated[int, Field(ge=0, le=MAX_INTRODUCTION)] = 0
+    coordinator: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     sequence: Annotated[int, Field(ge=0)] = 0
     round_place: tuple[int, int] | None = None
     taken: Annotated[tuple[Taken, ...], Field(max_length=MAX_REPLIES)] = ()
+
+    def begins_as(self, run_id: str, introduction: int, coordinator: str) -> bool:
+        """Whether this is the run, and the introduction, that it began with."""
+        return (self.run_id, self.introduction, self.coordinator) == (run_id, introduction, coordinator)
 
     def with_order(self, order: Order, order_hash: str) -> RunRecord:
         """The record once a new order is taken.
@@ -145,14 +154,18 @@ class OrderLog:
             self._records = {record.run_id: record for record in found}
             self._current = found[-1] if found else None
 
-    def begin(self, run_id: str) -> None:
-        """Take part in a run from now on, and no longer in another; it is no error to do so already.
+    def begin(self, run_id: str, introduction: int = 0, coordinator: str = "") -> None:
+        """Take part in a run from now on, and no longer in another; it is no error to do so already. The number of the
+        introduction is this coordinator's, '' where orders are not signed.
 
         Raises:
+            ReplayError: it is not above those that came before.
             MerchantError: there have been too many runs.
         """
-        if self._current is not None and self._current.run_id == run_id:
+        current = self._current
+        if current is not None and current.begins_as(run_id, introduction, coordinator):
             return
+        self._check_introduction(introduction, coordinator)
         if run_id not in self._records and len(self._records) >= MAX_RUNS:
             raise MerchantError(
                 f"this merchant has taken part in {MAX_RUNS} runs, and to forget one would let its orders be played "
@@ -160,8 +173,20 @@ class OrderLog:
             )
         begun = 1 if self._current is None else self._current.begun + 1
         known = self._records.get(run_id, RunRecord(run_id=run_id, begun=begun))
-        self._current = self._written(known.model_copy(update={"begun": begun}))
+        changes = {"begun": begun, "introduction": introduction, "coordinator": coordinator}
+        self._current = self._written(known.model_copy(update=changes))
         self._forget_replies_of_old_runs()
+
+    def _check_introduction(self, number: int, coordinator: str) -> None:
+        if not coordinator:
+            # Who can make it up can make up any number.
+            return
+        known = [record.introduction for record in self._records.values() if record.coordinator == coordinator]
+        if number <= max(known, default=0):
+            raise ReplayError(
+                f"the introduction has number {number}, this merchant has seen {max(known, default=0)} of its "
+                "coordinator; allowed is a higher one"
+            )
 
     def take(self, order: Order, order_hash: str) -> bytes | None:
         """Put an order on record, on disk when this returns; the reply if it has been answered already.

@@ -48,7 +48,11 @@ _MAX_PROBLEMS: Final = 10
 class IntroduceOrder(Order):
     """Asks a node who it is and whether its merchant approved this agreement; to EVERYONE.
 
-    It comes before a run's first exchange, and again where a node is new, so it has no number of its own.
+    It comes before a run's first exchange, and again where a node is new, so it has no place in the run's sequence.
+    Its `number` is above that of every introduction before it, of this coordinator's other runs too, so that an old one
+    takes no merchant back into an old run; 0 where orders are not signed.
+# A JSON number that every reader takes exactly.
+MAX_INTRODUCTION: Final = 2**53
     """
 
     KIND: ClassVar[str] = "introduce"
@@ -63,6 +67,7 @@ class StatisticsOrder(Order):
 
 class RoundOrder(Order):
     """Evaluate the incoming weights on validation rows, then train from them, in one exchange.
+    number: Annotated[int, Field(ge=0, le=MAX_INTRODUCTION)] = 0
 
     `control` is SCAFFOLD's server variate, empty for other algorithms. `included` is the reply hash of this
     merchant's last reply that entered an average, or '' if none did: only then is its variate committed.

@@ -35,7 +35,6 @@ from hansa_common.errors import MessageError, ReplyError
 from hansa_common.messages import FLOWER_FIELD, FLOWER_RECORD, Refusal, decode, encode, message_hash
 from hansa_common.record_types import EVERYONE, Order, Reply
 from hansa_common.sealing import unopened_hash, unverified
-from hansa_common.stamping import answer_hash
 from hansa_server.seals import Seals
 
 GRACE_SECONDS: Final = 15.0

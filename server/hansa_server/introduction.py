@@ -35,7 +35,9 @@ INTRODUCTION_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 2.0
 # When everyone is there, nodes that have not answered yet may still be somebody's double.
 SETTLE_SECONDS: Final = 5.0
-_PASSING: Final = frozenset({"unreachable", "client-error", "deadline", "busy", "failed", "not-now", "not-signed"})
+_PASSING: Final = frozenset(
+    {"unreachable", "client-error", "deadline", "busy", "failed", "not-now", "not-signed", "replayed"}
+)
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,9 @@ class _Door:
 
     def _send(self, node_id: int, now: float) -> None:
         header = {**self._run.header(EVERYONE), "sequence": 0, "deadline_seconds": INTRODUCTION_SECONDS}
+        order = IntroduceOrder(**header, number=self._run.exchange.seals.introduction_number())
         ttl = INTRODUCTION_SECONDS + GRACE_SECONDS
-        sent = self._run.exchange.send(Addressed(node_id, IntroduceOrder(**header)), ttl)
+        sent = self._run.exchange.send(Addressed(node_id, order), ttl)
         self._pending[sent] = now + ttl
         self._ask_at[node_id] = float("inf")
 

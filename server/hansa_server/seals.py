@@ -6,6 +6,7 @@ was asked has signed with the key that the agreement names for it; an introducti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from hansa_common.errors import SignatureError, UsageError
 from hansa_common.keys import public_key_of, read_signing_key
 from hansa_common.sealing import open_seal, seal
 from hansa_common.trust import Trust
+from hansa_server.introduction_numbers import INTRODUCTIONS, IntroductionNumbers
 
 
 class Seals(Protocol):
@@ -27,6 +29,10 @@ class Seals(Protocol):
 
     def close_order(self, message: bytes) -> bytes:
         """The order as it leaves."""
+        ...
+
+    def introduction_number(self) -> int:
+        """A number for an introduction, above all before it; 0 where nothing is signed, as it would say nothing."""
         ...
 
     def open_reply(self, received: bytes, merchant: str) -> bytes:
@@ -46,16 +52,25 @@ class Unsealed:
     def close_order(self, message: bytes) -> bytes:
         return message
 
+    def introduction_number(self) -> int:
+        return 0
+
     def open_reply(self, received: bytes, merchant: str) -> bytes:  # noqa: ARG002 - whoever it is
         return received
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """Orders under the signing key of 32 bytes, replies under the keys that the agreement trusts."""
+    """Orders under the signing key of 32 bytes, replies under the keys that the agreement trusts; `numbers` are drawn
+    for introductions.
+    """
 
     trust: Trust
     signing_key: bytes = field(repr=False)
+    numbers: Callable[[], int] = field(repr=False, compare=False)
+
+    def introduction_number(self) -> int:
+        return self.numbers()
 
     def close_order(self, message: bytes) -> bytes:
         return seal(message, self.signing_key, "order")
@@ -83,4 +98,4 @@ def seals_for(agreement: Agreement, key_file: Path | None) -> Seals:
             f"{key_file} is the key {public_key_of(key)}, the agreement trusts {agreed}; "
             "give the --state that holds that key, or agree anew"
         )
-    return Sealed(agreement.trust, key)
+    return Sealed(agreement.trust, key, IntroductionNumbers(key_file.with_name(INTRODUCTIONS)).draw)

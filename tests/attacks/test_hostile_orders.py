@@ -4,6 +4,7 @@ merchant's boundary as `hansa client start` puts it round the trainer: none is o
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ class Merchant:
     def __init__(self, state: Path) -> None:
         state.mkdir(mode=0o700)
         self.state, self.rows = state, Rows()
+        self.introductions = count(1)
         self.key = public_key_of(make_signing_key(state / "identity.key"))
         self.agreement = agreed_on(self.key)
         Approvals(state).approve(self.agreement)
@@ -91,7 +93,7 @@ class Merchant:
 
     def introduction(self, run: str = "run", **changes) -> bytes:
         header = {"run_id": run, "recipient": "*", "fingerprint": self.agreement.fingerprint, "deadline_seconds": 5.0}
-        return encode(IntroduceOrder(**{**header, **changes}))
+        return encode(IntroduceOrder(**{**header, "number": next(self.introductions), **changes}))
 
     def order(self, sequence: int, kind=StatisticsOrder, run: str = "run", **changes) -> bytes:
         values = {"run_id": run, "sequence": sequence, "recipient": "alder", "fingerprint": self.agreement.fingerprint}
@@ -145,8 +147,6 @@ def test_badly_signed_order_is_refused(merchant):
         merchant.refuses(bytes(spoilt), "not-signed")
 
 
-def test_merchants_own_signature_is_no_coordinators(merchant):
-    own = bytes.fromhex((merchant.state / "identity.key").read_text())
 def test_signed_refusal_of_a_real_order_under_a_wrong_seal_is_none_of_the_real_order(merchant):
     """A SuperLink that was broken into could answer the coordinator with it, and the merchant would never be asked."""
     real = merchant.order(2)
@@ -155,6 +155,8 @@ def test_signed_refusal_of_a_real_order_under_a_wrong_seal_is_none_of_the_real_o
     assert merchant.obeys(real)
 
 
+def test_merchants_own_signature_is_no_coordinators(merchant):
+    own = bytes.fromhex((merchant.state / "identity.key").read_text())
     merchant.refuses(seal(merchant.order(2), own, "order"), "not-signed")
 
 
@@ -211,6 +213,21 @@ def test_cross_run_order_is_refused(merchant):
     merchant.refuses_signed(held_back, "replayed")
     merchant.restart()
     merchant.refuses_signed(held_back, "replayed")
+
+
+def test_replayed_introduction_takes_no_merchant_back_to_an_order_that_was_held_back(merchant):
+    first, held_back = merchant.introduction(), merchant.order(2)
+    assert merchant.obeys(first)
+    assert merchant.obeys(merchant.introduction("next"))
+    merchant.rows.obeyed.clear()
+    for _ in range(2):
+        merchant.refuses_signed(first, "replayed")
+        merchant.refuses_signed(held_back, "replayed")
+        merchant.refuses_signed(merchant.introduction(number=0), "replayed")
+        merchant.restart()
+    # Its own run may ask again.
+    assert merchant.obeys(merchant.introduction())
+    assert merchant.obeys(held_back)
 
 
 def test_order_for_another_merchant_is_refused(merchant):

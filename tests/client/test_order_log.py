@@ -18,6 +18,7 @@ from hansa_common.errors import MerchantError, ReplayError
 from hansa_common.messages import RoundOrder, StatisticsOrder, encode, message_hash
 
 NONE = np.zeros(0, np.float32)
+COORDINATOR = "c0" * 32
 
 
 def order(sequence, round_number=None, *, run="run", stage="train", plan=0, kind=StatisticsOrder):
@@ -130,6 +131,30 @@ def test_cross_run_order_is_refused(log):
     with pytest.raises(ReplayError, match=r"'run'.*'other'"):
         take(log, held_back)
     answered(log, order(1, run="other"))
+
+
+def test_old_introduction_takes_nobody_back_also_after_a_kill(folder):
+    log = OrderLog(folder)
+    log.begin("one", 5, COORDINATOR)
+    log.begin("two", 9, COORDINATOR)
+    for reopened in (log, OrderLog(folder)):
+        for run, number in (("one", 5), ("one", 9), ("two", 8), ("three", 9), ("three", 0)):
+            with pytest.raises(ReplayError, match=f"number {number}, this merchant has seen 9"):
+                reopened.begin(run, number, COORDINATOR)
+        assert take(reopened, order(1, run="two")) is None
+        with pytest.raises(ReplayError, match="of run 'one'"):
+            take(reopened, order(1, run="one"))
+        reopened.begin("two", 9, COORDINATOR)
+    OrderLog(folder).begin("one", 10, COORDINATOR)
+    assert take(OrderLog(folder), order(1, run="one")) is None
+
+
+def test_numbers_of_introductions_are_each_coordinators_own_and_say_nothing_where_nobody_signs(log):
+    log.begin("one", 2**50, COORDINATOR)
+    log.begin("two", 1, "1" * 64)
+    for number in (7, 3, 0):
+        log.begin(f"unsigned {number}", number)
+    log.begin("three", 2, "1" * 64)
 
 
 def test_order_before_any_introduction_is_refused():

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from itertools import count, pairwise
 
-import pytest
 import numpy as np
+import pytest
 
 from hansa_common.errors import CoordinatorError, RunFailedError, SignatureError, UsageError
 from hansa_common.keys import public_key_of
-from hansa_common.messages import IntroduceOrder, RoundOrder, StatisticsOrder, decode, encode, message_hash
+from hansa_common.messages import (
+    IntroduceOrder,
+    Refusal,
+    RoundOrder,
+    StatisticsOrder,
+    StatisticsReply,
+    decode,
+    encode,
+    message_hash,
+)
 from hansa_common.record_types import EVERYONE
 from hansa_common.sealing import SEAL_BYTES, open_seal, seal, unopened_hash, unverified
 from hansa_common.trust import Trust
@@ -24,7 +34,7 @@ ROSTER = ("alpha", "beta", "gamma")
 SIGNING = bytes(range(32))
 KEYS = {name: bytes([number]) * 32 for number, name in enumerate(ROSTER, 1)}
 TRUST = Trust(coordinator=public_key_of(SIGNING), merchants={name: public_key_of(key) for name, key in KEYS.items()})
-SEALS = Sealed(TRUST, SIGNING)
+SEALS = Sealed(TRUST, SIGNING, count(1).__next__)
 
 
 @pytest.fixture
@@ -128,16 +138,6 @@ def test_reply_counts_with_the_signature_alone_and_with_every_byte_of_it(ask, wo
         assert ask(respond).code == "not-signed"
 
 
-def test_introduction_must_be_signed_by_whom_it_claims_to_be(ask, world, agreed):
-    order = IntroduceOrder(run_id="run", recipient=EVERYONE, fingerprint="0" * 64, deadline_seconds=5.0)
-    for name, key, code in (("alpha", "alpha", ""), ("alpha", "beta", "not-signed"), ("zeta", "alpha", "not-signed")):
-        shop = world.Shop(name, agreed)
-        assert ask(sealing(shop, KEYS[key]), order).code == code
-
-
-def test_bytes_counted_are_those_that_travelled(ask, world, agreed):
-    sizes = []
-
 def test_refusal_counts_that_names_the_order_by_the_bytes_that_were_sent_and_not_by_others(ask):
     def refusing(told):
         def respond(sealed):
@@ -162,6 +162,26 @@ def test_nothing_but_a_refusal_may_name_the_order_by_the_bytes_that_were_sent(as
 
     assert ask(respond).code == "wrong-order"
 
+
+def test_introduction_must_be_signed_by_whom_it_claims_to_be(ask, world, agreed):
+    order = IntroduceOrder(run_id="run", recipient=EVERYONE, fingerprint="0" * 64, deadline_seconds=5.0)
+    for name, key, code in (("alpha", "alpha", ""), ("alpha", "beta", "not-signed"), ("zeta", "alpha", "not-signed")):
+        shop = world.Shop(name, agreed)
+        assert ask(sealing(shop, KEYS[key]), order).code == code
+
+
+def test_every_introduction_has_a_number_above_those_before(world, manual_clock, agreed):
+    numbers = []
+    for _ in range(2):
+        _, grid = run(world, manual_clock, agreed, peers_of(world, agreed))
+        orders = [decode(unverified(sealed)) for _, sealed in grid.orders]
+        numbers += [order.number for order in orders if isinstance(order, IntroduceOrder)]
+    assert len(numbers) == 2 * len(ROSTER)
+    assert all(before < after for before, after in pairwise(numbers))
+
+
+def test_bytes_counted_are_those_that_travelled(ask, world, agreed):
+    sizes = []
 
     def respond(sealed):
         sizes.append(len(sealed))

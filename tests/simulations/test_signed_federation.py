@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.policy import Policy
@@ -42,7 +43,7 @@ def test_signed_federation_ends_in_the_bytes_of_the_unsigned(shops, tiny_program
         for name, worker in shops.workers(scenario, programs).items()
     }
     signed, unsigned = shops.recording_grid(merchants), shops.recording_grid(shops.trainers(plain, programs))
-    model = model_of(signed, scenario.agreement, Sealed(trust, SIGNING))
+    model = model_of(signed, scenario.agreement, Sealed(trust, SIGNING, count(1).__next__))
     assert model.tobytes() == model_of(unsigned, plain.agreement, Unsealed()).tobytes()
     assert len(signed.orders) == len(unsigned.orders) == len(signed.replies)
     for order in signed.orders:
