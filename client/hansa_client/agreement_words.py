@@ -13,12 +13,17 @@ from typing import Any, Final
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_sections import Plan
 from hansa_common.plain_text import printable
+from hansa_common.privacy_statement import statement
 
 MAX_SHOWN_CHARS: Final = 60
 MAX_NAMES_CHARS: Final = 2000
 _WHAT_LEAVES: Final = (
     "the coordinator gets, in the clear, your update of every round; your number of training rows; and counts of your "
     "columns and histograms of your scores"
+)
+_LEAVES_WITH_NOISE: Final = (
+    "the coordinator gets, with noise, your update of every round and what your columns are scaled by; and your number "
+    "of training rows as it is"
 )
 
 
@@ -29,8 +34,7 @@ def plain_words(agreement: Agreement) -> list[str]:
         _columns(agreement),
         _rounds(agreement),
         _cohort(agreement),
-        _WHAT_LEAVES,
-        _floors(agreement),
+        *_what_leaves(agreement),
         *_compression(agreement),
         *_trust(agreement),
     ]
@@ -98,6 +102,9 @@ def _columns(agreement: Agreement) -> str:
 def _rounds(agreement: Agreement) -> str:
     plans = agreement.training.plans
     best = ", whichever does best on trial" if len(plans) > 1 else ""
+    if agreement.privacy.dp is not None:
+        steps = f"{plans[0].algorithm}, {plans[0].local_steps} steps of {plans[0].optimizer}"
+        return f"trains in {agreement.training.rounds} rounds, each on training rows that coins choose: {steps}"
     how = "; or ".join(map(_plan, plans))
     return f"trains in up to {agreement.training.rounds} rounds, each on all your training rows: {how}{best}"
 
@@ -113,6 +120,12 @@ def _cohort(agreement: Agreement) -> str:
     roster = f"the roster's {len(agreement.roster)}: {_names(agreement.roster)}"
     who = f", of {roster}" if agreement.roster else "; anyone may take part"
     return f"a round counts with {agreement.cohort.min_merchants} merchants or more{drawn}{who}"
+
+
+def _what_leaves(agreement: Agreement) -> list[str]:
+    if agreement.privacy.dp is not None:
+        return [_LEAVES_WITH_NOISE, *statement(agreement)]
+    return [_WHAT_LEAVES, _floors(agreement)]
 
 
 def _floors(agreement: Agreement) -> str:

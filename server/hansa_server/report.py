@@ -63,6 +63,7 @@ def render_report(run: Run) -> str:
         quality_figures=_quality_figures(run),
         round_figures=_round_figures(run),
         small=_small_model(run),
+        privacy=[str(sentence) for sentence in part(run, "privacy").get("statement") or ()],
         audit=str(part(run, "audit").get("verdict") or ""),
         num_rounds=len(sections.rounds(run)),
         replies=[words.count(number_of) for number_of in sections.replies(run)],
