@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _INK, _MUTED, _GRID, _GOOD, _WARN, _PAPER = "#1c2733", "#57626e", "#dfdad0", "#0b6a6c", "#a33422", "white"
 _RING: Final[dict[str, Any]] = {"marker": "o", "color": _GOOD, "markerfacecolor": "none", "markeredgewidth": 2}
 _DPI: Final = 150
-_STYLE: Final[dict[str, Any]] = {
+STYLE: Final[dict[str, Any]] = {
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _GRID,
@@ -40,7 +40,7 @@ def choices_png(choices: Sequence[Choice], chosen: Choice | None, max_loss: floa
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.0), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.subplots(), choices, chosen, max_loss)

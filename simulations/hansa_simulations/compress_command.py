@@ -6,20 +6,17 @@ Errors are raised: the dispatcher tells them. Everything heavy is imported insid
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from hansa_common.errors import UsageError
-from hansa_simulations.cli import DEMO_SOURCE, demo_scenario, merchant_tables, progress_to_stderr, quieten_tensorflow
-
-if TYPE_CHECKING:
-    from hansa_client.data import MerchantTable
-    from hansa_server.run_folder import FinishedRun
+from hansa_simulations.cli import progress_to_stderr, quieten_tensorflow
 
 MAX_SPARSITY: Final = 0.95
+# Of real processes, where nobody here has the rows.
+INSTEAD: Final = "write the [compression] to try into the agreement and train again"
 
 compress = typer.Typer(
     name="compress", help="Try how small a finished run's model can be, and what that costs.", add_completion=False
@@ -52,6 +49,7 @@ def try_choices(
         from hansa_simulations.choices import Limits, Trial, with_compression, with_search
         from hansa_simulations.choices_display import ChoicesDisplay, print_choices
         from hansa_simulations.choices_files import FIGURE, Choices, check_free, leave
+        from hansa_simulations.run_tables import tables_of_run
 
         out = run / COMPRESS if out is None else out
         finished = open_finished(run)
@@ -64,7 +62,7 @@ def try_choices(
         for share in asked:
             # At once, where the network has nothing to prune.
             with_compression(finished.agreement, share, limits)
-        tables = tables_of_run(finished, run, data)
+        tables = tables_of_run(finished, run, data, command="compress", instead=INSTEAD)
         with ChoicesDisplay(1 + len(asked), limits.pruning_rounds) as display:
             trial = Trial(finished, tables, limits, display.show)
 
@@ -102,42 +100,3 @@ def parse_sparsities(text: str) -> tuple[float, ...]:
             raise UsageError(f"--sparsity: {word.strip()} is not a share from 0 to {MAX_SPARSITY:g}; give 0.8 for 80 %")
         found.add(share)
     return tuple(sorted(found - {0.0}))
-
-
-def tables_of_run(finished: FinishedRun, folder: Path, data: Path | None) -> Mapping[str, MerchantTable]:
-    """The merchants' tables that a simulated run was made from.
-
-    Raises:
-        UsageError: the run was no simulation, its table was not given, or the one given is not it.
-    """
-    about, agreement = finished.metrics.get("data"), finished.agreement
-    if not isinstance(about, dict):
-        raise UsageError(
-            f"{folder} is not a simulation, so its rows are with its merchants; write the [compression] to try into "
-            "the agreement and train again"
-        )
-    if data is None and about.get("source") == DEMO_SOURCE:
-        tables = demo_scenario(agreement.seed).tables
-    elif data is None or "silos" not in about:
-        raise UsageError(
-            f"the rows of {folder} are in {about.get('source', 'a table')!r}, and a run's folder does not say where; "
-            f"give the file: hansa compress {folder} FILE"
-        )
-    else:
-        from hansa_client.silos import parse_silo, split_silos
-        from hansa_client.tables import read_frame
-
-        frames = split_silos(read_frame(data), parse_silo(str(about["silos"])), int(about["min_silo_rows"]))
-        tables = merchant_tables(agreement, frames, str(data))
-    _check_rows(finished, tables, data or folder)
-    return tables
-
-
-def _check_rows(finished: FinishedRun, tables: Mapping[str, MerchantTable], source: Path) -> None:
-    for name, table in tables.items():
-        rows, expected = len(table.train), finished.metrics["merchants"].get(name, {}).get("num_train_rows")
-        if rows != expected:
-            raise UsageError(
-                f"{source}: {name} has {rows:,} training rows there, and had {expected} in the run; give the table "
-                "of the run, as it was"
-            )

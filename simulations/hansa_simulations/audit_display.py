@@ -1,0 +1,114 @@
+"""What `hansa audit` shows in a terminal: the shadow federations as they are trained, and the table of attacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hansa_common.bootstrap import Interval
+from hansa_server.progress import duration
+from hansa_simulations.audit import Audit, MembershipAttack
+from hansa_simulations.audit_rates import FALSE_POSITIVE_RATES, least_non_members
+
+
+class AuditDisplay:
+    """A line that moves while shadow federations are trained; in a pipe or a log, one line when they are."""
+
+    def __init__(
+        self, num_shadows: int, console: Console | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = Console() if console is None else console
+        self._now = now
+        self._began = now()
+        self._num_shadows = num_shadows
+        self._num_trained = 0
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("shadow federations", total=num_shadows)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def trained(self) -> None:
+        """One more shadow federation is trained."""
+        self._num_trained += 1
+        since, left = self._now() - self._began, self._num_shadows - self._num_trained
+        told = f"shadow federations: {self._num_trained} of {self._num_shadows}"
+        if left:
+            told += f", about {duration(since / self._num_trained * left)} left"
+        self._bar.update(self._task, completed=self._num_trained, description=told)
+        if not left:
+            done = Text(f"{self._num_shadows} shadow federations trained in {duration(since)}")
+            self._console.print(done, soft_wrap=True)
+
+
+def print_audit(audit: Audit, console: Console | None = None) -> None:
+    """Print every attack in a line, what they find out of shadows, and the verdict."""
+    console = Console() if console is None else console
+    table = Table("attack", "on", "area", *(f"found at {rate:.1%} mistaken" for rate in FALSE_POSITIVE_RATES))
+    for attack in audit.attacks:
+        style = "bold" if attack is audit.strongest else ""
+        table.add_row(*map(Text, (attack.name, attack.model, *_figures(attack))), style=style)
+    if audit.federation is not None:
+        found = [audit.federation.true_positives.get(rate) for rate in FALSE_POSITIVE_RATES]
+        table.add_row(*map(Text, ("LiRA, online", "each shadow by the others", "", *map(_share, found))))
+    console.print(table)
+    rates = audit.strongest.rates
+    told = f"{rates.num_members:,} members, {rates.num_non_members:,} non-members; intervals are of 95 %."
+    few = [rate for rate in FALSE_POSITIVE_RATES if rates.num_non_members < least_non_members(rate)]
+    if few:
+        told += f" At {few[0]:.1%} it takes {least_non_members(few[0]):,} non-members to tell."
+    console.print(Text(told), soft_wrap=True)
+    if audit.inversions:
+        console.print(_inversion_table(audit))
+    if audit.attribute is not None:
+        console.print(Text(audit.attribute.verdict), soft_wrap=True)
+    console.print(Text(audit.verdict), soft_wrap=True)
+
+
+def _inversion_table(audit: Audit) -> Table:
+    table = Table(
+        "one merchant's update of", "rows", "inverted by", "cells told", "guessed", "most usual", "whole rows"
+    )
+    for found in audit.inversions:
+        baselines = (f"{100 * share.estimate:.1f} %" for share in (found.guessed, found.most_usual))
+        shares = _share(found.told), *baselines, f"{100 * found.whole_rows:.1f} %"
+        table.add_row(*map(Text, (found.size, f"{found.num_rows:,}", found.attack, *shares)))
+    return table
+
+
+def _figures(attack: MembershipAttack) -> tuple[str, ...]:
+    area, rates = attack.rates.roc_auc, [attack.rates.at(rate) for rate in FALSE_POSITIVE_RATES]
+    told = f"{area.estimate:.3f} ({area.low:.3f} to {area.high:.3f})"
+    return (told, *(_share(None if rate is None else rate.true_positives) for rate in rates))
+
+
+def _share(interval: Interval | None) -> str:
+    """A share with its interval.
+
+    >>> _share(Interval(0.0123, 0.008, 0.02)), _share(None)
+    ('1.23 % (0.80 to 2.00)', '-')
+    """
+    if interval is None:
+        return "-"
+    return f"{100 * interval.estimate:.2f} % ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
