@@ -20,8 +20,17 @@ from hansa_client import flower_node, own_figures, trainer_service
 from hansa_client.merchant_policy import MerchantPolicy, parse_policy
 from hansa_common import agreement as agreed
 from hansa_common import agreement_sections as sections
-from hansa_common import audit_agreement
-from hansa_common import messages, record_types, robust_agreement, schema, task_defaults, trust
+from hansa_common import (
+    audit_agreement,
+    messages,
+    privacy_agreement,
+    record_types,
+    robust_agreement,
+    schema,
+    secure_agreement,
+    task_defaults,
+    trust,
+)
 from hansa_common.agreement import parse_agreement
 from hansa_common.cli import Commands, installed_commands
 from hansa_server import exchange, replies, run_folder
@@ -44,7 +53,9 @@ SECTIONS = {
     "### `[training.plan]` and `[[training.candidates]]`": sections.Plan,
     "### `[cohort]`": sections.Cohort,
     "### `[privacy]`": sections.Privacy,
+    "### `[privacy.dp]`": privacy_agreement.DifferentialPrivacy,
     "### `[robustness]`": robust_agreement.Robustness,
+    "### `[secure_aggregation]`": secure_agreement.SecureAggregation,
     "### `[compression]`": sections.Compression,
     "### `[audit]`": audit_agreement.Audit,
     "### `[trust]`": trust.Trust,
@@ -60,11 +71,13 @@ NESTED = {
         "cohort",
         "privacy",
         "robustness",
+        "secure_aggregation",
         "compression",
         "audit",
         "trust",
     },
     sections.Training: {"plan", "candidates"},
+    sections.Privacy: {"dp"},
 }
 PATTERNS = {
     r"^[^\x00-\x1f]+$": "no control characters",
@@ -243,9 +256,9 @@ def test_table_of_messages_holds_every_field_that_can_leave_a_party():
 
 def test_refusal_has_as_many_codes_as_the_documents_say():
     codes = get_args(messages.Refusal.model_fields["code"].annotation)
-    assert len(codes) == 10
+    assert len(codes) == 11
     for name in ("README.md", "docs/security.md"):
-        assert "one of ten words" in text_of(name) or "one code of ten words" in text_of(name)
+        assert "one of eleven words" in text_of(name) or "one code of eleven words" in text_of(name)
 
 
 def test_reasons_for_which_a_reply_is_left_out_are_told_in_full():

@@ -72,18 +72,18 @@ class MaskedRounds:
 
     def opened(self, in_sum: Collection[int], next_keys: bytes) -> tuple[MaskedRounds, bytes, bytes]:
         """Open shares for the sum that is under way, if one is, and share for the next, if there are keys for it; the
-        opened shares and the sealed ones.
+        opened shares and the sealed ones. Keys that were drawn for a next sum that is not to be are forgotten.
 
         Raises:
             HansaError: as secure_round.unmask and share, or there is no sum to open for, or keys for none.
         """
         if (self.current is None) != (len(in_sum) == 0):
             raise PolicyError(f"{self.merchant!r} is asked to open a sum of {len(in_sum)}, which is not under way")
-        if (self.following is None) != (next_keys == b""):
+        if self.following is None and next_keys:
             raise PolicyError(f"{self.merchant!r} is asked to share for a masked sum for which it drew no keys")
         current, openings = (None, b"") if self.current is None else self._unmasked(self.current, in_sum)
-        if self.following is None:
-            return replace(self, current=current), openings, b""
+        if self.following is None or not next_keys:
+            return replace(self, current=current, following=None), openings, b""
         keys = keys_from_bytes(next_keys, len(self.following.session.cohort))
         shared = share(self.following, keys, self.identities, self.history, self.draw)
         after = replace(self, current=shared, following=None, history=shared.history)

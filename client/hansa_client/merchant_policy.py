@@ -8,11 +8,15 @@ max_rounds                    a round with a higher number, in every stage
 max_local_epochs              a round under a plan with more local epochs, or with steps unless max_local_steps is set
 max_local_steps               a round under a plan with more local steps
 min_cohort                    a round with fewer merchants
-secure_aggregation_required   every round, for this version has no secure aggregation
+secure_aggregation_required   whatever would leave in the clear: statistics, updates, and histograms of scores
 min_count                     whatever counts rows, where the agreement releases lower counts
 min_positives                 whatever is scored, where the agreement releases histograms of fewer positives
-max_update_norm               to send an update of a larger L2 norm
+max_update_norm               to send an update of a larger L2 norm; and every masked round whose agreement lets them be
+                              larger, for a masked update cannot be looked at
 allowed_hours                 everything outside these hours of this machine's clock, "22:00-06:00"
+max_epsilon, delta            whatever would bring the epsilon at this delta of all orders in the ledger (ledger.py)
+                              above this, whichever run, agreement and coordinator they were for; and, under an
+                              agreement without [privacy.dp], whatever is about rows: nothing bounds what that costs
 paused                        everything
 
 The file is read anew for each order: a merchant that pauses does so at once. What the agreement itself allows is
@@ -25,20 +29,25 @@ import re
 import tomllib
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from hansa_client.ledger_account import Limit
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_sections import Plan
 from hansa_common.errors import NotNowError, PolicyError, UsageError
 from hansa_common.messages import CandidateOrder, EvaluateOrder, RangesOrder, RoundOrder, RoundReply, StatisticsOrder
+from hansa_common.privacy import epsilon
+from hansa_common.privacy_costs import run_cost
 from hansa_common.record_types import Order, Reply
 from hansa_common.schema import Section
+from hansa_common.secure_messages import is_masked
 from hansa_common.vectors import l2_norm
 
 POLICY_NAME: Final = "merchant.toml"
 MAX_POLICY_BYTES: Final = 1 << 16
+_ABOUT_ROWS: Final = (StatisticsOrder, RoundOrder, EvaluateOrder, RangesOrder, CandidateOrder)
 _HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 Floor = Annotated[int, Field(ge=1, le=10_000)]
@@ -56,6 +65,8 @@ class MerchantPolicy(Section):
     min_positives: Floor | None = None
     max_update_norm: Annotated[float, Field(gt=0)] | None = None
     allowed_hours: str | None = None
+    max_epsilon: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     paused: bool = False
 
     @field_validator("allowed_hours")
@@ -67,6 +78,19 @@ class MerchantPolicy(Section):
                 raise ValueError(f"{value} begins where it ends; leave allowed_hours out to allow all hours")
         return value
 
+    @model_validator(mode="after")
+    def _epsilon_is_at_a_delta(self) -> Self:
+        if (self.max_epsilon is None) != (self.delta is None):
+            raise ValueError("max_epsilon and delta belong together: an epsilon is one at a delta; give both")
+        return self
+
+    @property
+    def limit(self) -> Limit | None:
+        """What all orders together may cost; None where only their agreements say."""
+        if self.max_epsilon is None or self.delta is None:
+            return None
+        return Limit(self.max_epsilon, self.delta, f"{POLICY_NAME} has max_epsilon = {_toml(self.max_epsilon)}")
+
     def verify(self, order: Order, agreement: Agreement, now: time) -> None:
         """Permit an order that the agreement permits, at this time of the merchant's clock.
 
@@ -75,6 +99,14 @@ class MerchantPolicy(Section):
             PolicyError: it asks for more than this merchant allows.
         """
         self._verify_time(now)
+        if self.limit is not None and agreement.privacy.dp is None and order.RELEASE != "nothing":
+            asked = "what has no noise, and so no epsilon:"
+            raise PolicyError(_refusal(asked, order.KIND, "max_epsilon", self.max_epsilon))
+        if self.secure_aggregation_required and not is_masked(order) and isinstance(order, _ABOUT_ROWS):
+            raise PolicyError(
+                f"the order asks for what leaves in the clear ({order.KIND!r}), {POLICY_NAME} has "
+                "secure_aggregation_required = true"
+            )
         if isinstance(order, StatisticsOrder | RangesOrder):
             self._verify_floor("min_count", agreement.privacy.min_count, self.min_count)
         if isinstance(order, RoundOrder | EvaluateOrder | CandidateOrder):
@@ -106,7 +138,12 @@ class MerchantPolicy(Section):
             (self._exceeds(self.max_rounds, last_round), "max_rounds", f"rounds up to {last_round}"),
             *((True, key, f"{number} {unit}") for unit, number, key in work),
             (self._exceeds(least, self.min_cohort), "min_cohort", f"cohorts of {least}"),
-            (self.secure_aggregation_required, "secure_aggregation_required", "updates in the clear"),
+            (
+                self.secure_aggregation_required and not agreement.secure_aggregation.is_on,
+                "secure_aggregation_required",
+                "updates in the clear",
+            ),
+            (self._is_masked_too_long(agreement), "max_update_norm", f"masked updates {_up_to(agreement)}"),
             (self._exceeds(privacy.min_count, self.min_count), "min_count", f"counts from {privacy.min_count} on"),
             (
                 self._exceeds(privacy.min_positives, self.min_positives),
@@ -114,6 +151,8 @@ class MerchantPolicy(Section):
                 f"histograms from {privacy.min_positives} positives on",
             ),
         ]
+        if self.limit is not None:
+            found.append(_over_budget(agreement, self.limit))
         return [
             f"the agreement asks for {asked}, {POLICY_NAME} has {key} = {_toml(getattr(self, key))}"
             for is_refused, key, asked in found
@@ -133,10 +172,9 @@ class MerchantPolicy(Section):
             )
 
     def _verify_round(self, order: RoundOrder, agreement: Agreement) -> None:
-        if self.secure_aggregation_required:
+        if self._is_masked_too_long(agreement):
             raise PolicyError(
-                f"the order asks for an update in the clear, {POLICY_NAME} has secure_aggregation_required = true; "
-                "this version has no secure aggregation"
+                _refusal("a masked update of a norm", _up_to(agreement), "max_update_norm", self.max_update_norm)
             )
         if self._exceeds(self.max_rounds, order.round):
             raise PolicyError(_refusal("round", order.round, "max_rounds", self.max_rounds))
@@ -155,6 +193,10 @@ class MerchantPolicy(Section):
         key = "max_local_epochs" if self.max_local_steps is None else "max_local_steps"
         refused = getattr(self, key) is not None and (self.max_local_steps or 0) < plan.local_steps
         return ("local steps", plan.local_steps, key) if refused else None
+
+    def _is_masked_too_long(self, agreement: Agreement) -> bool:
+        most = self.max_update_norm
+        return most is not None and agreement.secure_aggregation.is_on and agreement.cohort.max_update_norm > most
 
     def _verify_floor(self, key: str, agreed: int, own: int | None) -> None:
         if self._exceeds(agreed, own):
@@ -234,6 +276,18 @@ def _is_within(now: time, begin: time, end: time) -> bool:
     [False, True, True, True, False]
     """
     return begin <= now < end if begin < end else now >= begin or now < end
+
+
+def _up_to(agreement: Agreement) -> str:
+    return f"up to {agreement.cohort.max_update_norm:g}"
+
+
+def _over_budget(agreement: Agreement, limit: Limit) -> tuple[bool, str, str]:
+    """Whether a run under this agreement would be refused from its beginning, or before its end, and in which words."""
+    if agreement.privacy.dp is None:
+        return True, "max_epsilon", "what has no noise, and so no epsilon"
+    cost = epsilon(run_cost(agreement).mechanisms, limit.delta)
+    return cost > limit.epsilon, "max_epsilon", f"epsilon {cost:g} at delta {limit.delta:g} in a run"
 
 
 def _refusal(what: str, asked: object, key: str, allowed: object) -> str:

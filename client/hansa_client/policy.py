@@ -13,6 +13,7 @@ from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
 from hansa_common.messages import CandidateOrder, DeliverOrder, EvaluateOrder, IntroduceOrder, RangesOrder, RoundOrder
 from hansa_common.record_types import EVERYONE, Order
+from hansa_common.secure_messages import KeysOrder, MaskableOrder, UnmaskOrder
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Policy:
         another agreement's fingerprint -> AgreementMismatchError | to another merchant -> PolicyError
         to everyone -> only an introduction | a plan or a cohort outside the agreement -> PolicyError
         about a small model that the agreement does not ask for -> PolicyError
+        about a masked sum where nothing is masked, in the clear where everything is -> PolicyError
         another stage than training where the agreement does not prune, masks where nothing is pruned -> PolicyError
 
         Raises:
@@ -44,6 +46,7 @@ class Policy:
         about_small_model = isinstance(order, RangesOrder | CandidateOrder | DeliverOrder)
         if about_small_model and self.agreement.compression.format == "none":
             raise PolicyError(f"the order is a {order.KIND!r}, the agreement ships the model as trained")
+        self._verify_masking(order)
         if isinstance(order, RoundOrder | EvaluateOrder):
             self._verify_stage(order)
         if isinstance(order, RoundOrder):
@@ -53,6 +56,22 @@ class Policy:
     def _approved(self) -> str:
         # Once: writing a large agreement anew for every order costs more than all other checks.
         return self.agreement.fingerprint
+
+    def _verify_masking(self, order: Order) -> None:
+        is_on = self.agreement.secure_aggregation.is_on
+        about_sums = isinstance(order, KeysOrder | UnmaskOrder)
+        is_masked = about_sums or (isinstance(order, MaskableOrder) and order.masking is not None)
+        if is_masked and not is_on:
+            raise PolicyError(f"the order is about a masked sum ({order.KIND!r}), the agreement masks nothing")
+        if isinstance(order, MaskableOrder) and is_on and not is_masked:
+            raise PolicyError(
+                f"the order asks for {order.KIND!r} in the clear, the agreement's secure_aggregation.protocol is "
+                f"{self.agreement.secure_aggregation.protocol!r}"
+            )
+        if is_on and isinstance(order, RoundOrder) and order.cohort != self.agreement.roster:
+            raise PolicyError(
+                f"the cohort {order.cohort} of a masked round is not the roster, whom every sum is asked of"
+            )
 
     def _verify_stage(self, order: RoundOrder | EvaluateOrder) -> None:
         if order.stage != "train" and not self.agreement.compression.sparsity:

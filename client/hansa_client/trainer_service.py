@@ -160,6 +160,7 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
     """
     # Late, so that a mistake on the command line is told before TensorFlow is loaded.
     from hansa_client.data import load_table
+    from hansa_client.masked_sums import masked_sums_of
     from hansa_client.programs import Programs
     from hansa_client.trainer import MerchantTrainer
     from hansa_client.variates import VariateStore
@@ -181,6 +182,7 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
             state=VariateStore(files.state / "variates"),
             programs=programs,
             out=files.state,
+            sums=masked_sums_of(agreement, merchant, files.state),
         )
         backend, device = programs.device
         boundary.audit.started(agreement.fingerprint)
@@ -201,6 +203,8 @@ def main(
     ready: Annotated[int, typer.Option(help="A descriptor to write a line to when orders can come.")],
     hash_key: Annotated[Path | None, typer.Option()] = None,
     policy: Annotated[Path | None, typer.Option()] = None,
+    ledger: Annotated[Path | None, typer.Option()] = None,
+    ledger_head: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     """Serve one merchant's trainer; `hansa client start` runs this."""
     log_to_stderr(logging.WARNING)
@@ -211,7 +215,8 @@ def main(
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     try:
-        serve(MerchantFiles(agreement, data, state, hash_key, policy), merchant, folder, ready, stop)
+        files = MerchantFiles(agreement, data, state, hash_key, policy, ledger, ledger_head)
+        serve(files, merchant, folder, ready, stop)
     except HansaError as error:
         typer.echo(f"hansa: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

@@ -19,8 +19,10 @@ from hansa_common import __version__
 from hansa_common.agreement_sections import Cohort, Compression, Data, Label, Model, Privacy, Training
 from hansa_common.audit_agreement import Audit, check_audit_fits
 from hansa_common.errors import AgreementError
+from hansa_common.privacy_agreement import check_dp_fits
 from hansa_common.robust_agreement import Robustness, check_robustness_fits
 from hansa_common.schema import Feature, Section
+from hansa_common.secure_agreement import SecureAggregation, check_secure_aggregation_fits
 from hansa_common.task_defaults import with_task_defaults
 from hansa_common.trust import MerchantName, Trust
 
@@ -43,6 +45,7 @@ class Agreement(Section):
     cohort: Cohort = Cohort()
     privacy: Privacy = Privacy()
     robustness: Robustness = Robustness()
+    secure_aggregation: SecureAggregation = SecureAggregation()
     compression: Compression = Compression()
     audit: Audit = Audit()
     roster: Annotated[tuple[MerchantName, ...], Field(max_length=10_000)] = ()
@@ -73,7 +76,10 @@ class Agreement(Section):
             )
         if self.cohort.size is not None and self.cohort.size < self.cohort.min_merchants:
             raise ValueError(f"cohort.size {self.cohort.size} is below min_merchants {self.cohort.min_merchants}")
+        check_dp_fits(self.privacy, self.label, self.data, self.model, self.training, self.compression)
         check_robustness_fits(self.robustness, self.training, self.cohort, self.roster)
+        parts = (self.cohort, self.roster, self.training, self.privacy, self.compression, self.robustness)
+        check_secure_aggregation_fits(self.secure_aggregation, *parts)
         if self.compression.sparsity and not self.model.hidden:
             raise ValueError(
                 f"compression.sparsity {self.compression.sparsity:g} prunes hidden layers, and model.hidden has none; "

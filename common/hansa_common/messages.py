@@ -27,10 +27,19 @@ from hansa_common.record_types import (
     NumRows,
     Order,
     Record,
+    Release,
     Reply,
     RoundNumber,
     Stage,
     VectorOf,
+)
+from hansa_common.secure_messages import (
+    KeysOrder,
+    KeysReply,
+    MaskableOrder,
+    MaskedReply,
+    UnmaskOrder,
+    UnmaskReply,
 )
 
 # Where a record stands in a message of Flower's: the one field of its one record.
@@ -40,6 +49,8 @@ MAGIC: Final = b"HANSA"
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 MAX_RANGE_ROWS: Final = 20_000
+# A JSON number that every reader takes exactly.
+MAX_INTRODUCTION: Final = 2**53
 MAX_HEADER_BYTES: Final = 4 * 2**20
 _PREFIX: Final = struct.Struct("<5sBI")
 _MAX_PROBLEMS: Final = 10
@@ -51,23 +62,23 @@ class IntroduceOrder(Order):
     It comes before a run's first exchange, and again where a node is new, so it has no place in the run's sequence.
     Its `number` is above that of every introduction before it, of this coordinator's other runs too, so that an old one
     takes no merchant back into an old run; 0 where orders are not signed.
-# A JSON number that every reader takes exactly.
-MAX_INTRODUCTION: Final = 2**53
     """
 
     KIND: ClassVar[str] = "introduce"
+    RELEASE: ClassVar[Release] = "nothing"
     sequence: Literal[0] = 0
+    number: Annotated[int, Field(ge=0, le=MAX_INTRODUCTION)] = 0
 
 
-class StatisticsOrder(Order):
+class StatisticsOrder(MaskableOrder):
     """Asks for the merchant's feature statistics over the agreement's domains."""
 
     KIND: ClassVar[str] = "statistics"
+    RELEASE: ClassVar[Release] = "statistics"
 
 
-class RoundOrder(Order):
+class RoundOrder(MaskableOrder):
     """Evaluate the incoming weights on validation rows, then train from them, in one exchange.
-    number: Annotated[int, Field(ge=0, le=MAX_INTRODUCTION)] = 0
 
     `control` is SCAFFOLD's server variate, empty for other algorithms. `included` is the reply hash of this
     merchant's last reply that entered an average, or '' if none did: only then is its variate committed.
@@ -78,6 +89,7 @@ class RoundOrder(Order):
     """
 
     KIND: ClassVar[str] = "round"
+    RELEASE: ClassVar[Release] = "training"
     round: RoundNumber
     plan: Annotated[int, Field(ge=0, le=1000)]
     cohort: Annotated[tuple[Name, ...], Field(max_length=MAX_COHORT, fail_fast=True)]
@@ -89,13 +101,14 @@ class RoundOrder(Order):
     masks: Bytes = Field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
-class EvaluateOrder(Order):
+class EvaluateOrder(MaskableOrder):
     """Evaluate weights, the model of one stage (see RoundOrder), on one part of the rows. `test` comes once a stage. In
     stage `train` it is for the finished model: the merchant then also computes and keeps its own figures and its own
     threshold. The pruned model and its control only stand beside that one, and leave nothing at the merchant.
     """
 
     KIND: ClassVar[str] = "evaluate"
+    RELEASE: ClassVar[Release] = "evaluation"
     split: Literal["validation", "test"]
     preprocessing: str
     weights: Floats
@@ -106,6 +119,7 @@ class RangesOrder(Order):
     """Asks for histograms of what flows through the finished network, from which int8 ranges are taken."""
 
     KIND: ClassVar[str] = "ranges"
+    RELEASE: ClassVar[Release] = "activations"
     preprocessing: str
     weights: Floats
 
@@ -114,6 +128,7 @@ class CandidateOrder(Order):
     """Judge a smaller network, a TFLite file, beside the weights of the kept model, on one part of the rows."""
 
     KIND: ClassVar[str] = "candidate"
+    RELEASE: ClassVar[Release] = "judgement"
     split: Literal["validation", "test"]
     preprocessing: str
     weights: Floats
@@ -124,6 +139,7 @@ class DeliverOrder(Order):
     """Brings the finished bundle: its files, packed (parcel.py), under the manifest that the coordinator signed."""
 
     KIND: ClassVar[str] = "deliver"
+    RELEASE: ClassVar[Release] = "nothing"
     bundle: Bytes
 
 
@@ -131,6 +147,7 @@ class Introduction(Reply):
     """The merchant's name, versions and device; sent only where the agreement's fingerprint is its own."""
 
     KIND: ClassVar[str] = "introduction"
+    RELEASE: ClassVar[Release] = "nothing"
     hansa_version: Name
     backend: Name
     device: Name
@@ -140,6 +157,7 @@ class StatisticsReply(Reply):
     """Fixed-length integer vectors over the agreement's domains; merging is addition."""
 
     KIND: ClassVar[str] = "statistics-reply"
+    RELEASE: ClassVar[Release] = "statistics"
     statistics: Integers
     num_train_rows: NumRows
 
@@ -152,6 +170,7 @@ class RoundReply(Reply):
     """
 
     KIND: ClassVar[str] = "round-reply"
+    RELEASE: ClassVar[Release] = "training"
     round: RoundNumber
     num_examples: NumRows
     update: Floats
@@ -173,6 +192,7 @@ class EvaluateReply(Reply):
     """The score histogram of the weights, all zero where withheld; own test figures only with share_metrics."""
 
     KIND: ClassVar[str] = "evaluate-reply"
+    RELEASE: ClassVar[Release] = "evaluation"
     histogram: Integers
     metrics: SharedMetrics | None
 
@@ -181,6 +201,7 @@ class RangesReply(Reply):
     """Histograms of activations (activations.py) over at most the first MAX_RANGE_ROWS training rows."""
 
     KIND: ClassVar[str] = "ranges-reply"
+    RELEASE: ClassVar[Release] = "activations"
     histograms: Integers
 
 
@@ -190,6 +211,7 @@ class CandidateReply(Reply):
     """
 
     KIND: ClassVar[str] = "candidate-reply"
+    RELEASE: ClassVar[Release] = "judgement"
     histogram: Integers
     candidate: Integers
     acceptable: bool
@@ -199,15 +221,17 @@ class Delivered(Reply):
     """The bundle was verified and is kept. It says nothing of rows, nor of what the bundle does on them."""
 
     KIND: ClassVar[str] = "delivered"
+    RELEASE: ClassVar[Release] = "nothing"
 
 
 class Refusal(Reply):
     """The merchant did not do it. The reason stays at the merchant; one code leaves."""
 
     KIND: ClassVar[str] = "refusal"
+    RELEASE: ClassVar[Release] = "nothing"
     code: Literal[
         "agreement-mismatch", "not-permitted", "not-now", "not-signed", "replayed", "data-invalid", "deadline",
-        "message-invalid", "failed", "busy",
+        "message-invalid", "failed", "busy", "budget-spent",
     ]  # fmt: skip
 
 
@@ -217,6 +241,7 @@ _KINDS: Final[dict[str, type[Record]]] = {
         IntroduceOrder, StatisticsOrder, RoundOrder, EvaluateOrder,
         RangesOrder, CandidateOrder, RangesReply, CandidateReply, DeliverOrder, Delivered,
         Introduction, StatisticsReply, RoundReply, EvaluateReply, Refusal,
+        KeysOrder, UnmaskOrder, KeysReply, MaskedReply, UnmaskReply,
     )
 }  # fmt: skip
 

@@ -33,6 +33,7 @@ ADVERTISEMENT_BYTES: Final = 2 * KEY_BYTES + SIGNATURE_BYTES
 _PLACE_BYTES: Final = 4
 _SESSION: Final = b"hansa/secure-aggregation/session/v1\0"
 _SIGNED: Final = b"hansa/round-keys/v1\0"
+_DEVELOPMENT: Final = b"hansa/secure-aggregation/development-identity/v1\0"
 _CONTEXT: Final = b"hansa/secure-aggregation/context/v1\0"
 
 
@@ -126,6 +127,13 @@ def sign_keys(
     signed = _signed(session, place, mask_key, share_key)
     signature = Ed25519PrivateKey.from_private_bytes(identity_private_key).sign(signed)
     return Advertisement(mask_key, share_key, signature)
+
+
+def development_identity(merchant: str) -> bytes:
+    """The private key that a merchant signs with where the agreement has no [trust], 32 bytes: everyone can derive it
+    from the name, so that a simulation takes the same steps, and it proves nothing.
+    """
+    return hashlib.sha256(_DEVELOPMENT + merchant.encode()).digest()
 
 
 def keys_to_bytes(keys: Mapping[int, Advertisement]) -> bytes:

@@ -38,6 +38,7 @@ from hansa_common.messages import RoundOrder, encode
 from hansa_common.record_types import EVERYONE, Order
 from hansa_common.secret_sharing import SECRET_BYTES, DrawBytes, split
 from hansa_common.secure_keys import Advertisement, KeyHistory, Session, mask_context, sign_keys
+from hansa_common.secure_messages import MaskableOrder
 from hansa_common.secure_shares import Channel, Offer, SharePair, commitment
 
 
@@ -95,8 +96,14 @@ _State = TypeVar("_State", Advertised, Shared, Masked)
 
 
 def common_order_hash(order: Order) -> bytes:
-    """SHA-256 of what an order says to everyone alike: all of it but whom it is addressed to."""
-    own = {"recipient": EVERYONE, **({"included": ""} if isinstance(order, RoundOrder) else {})}
+    """SHA-256 of what an order says to everyone alike: all of it but whom it is addressed to, the shares for that one,
+    and which of its replies counted.
+    """
+    own: dict[str, object] = {"recipient": EVERYONE}
+    if isinstance(order, MaskableOrder):
+        own["shares"] = np.zeros(0, np.uint8)
+    if isinstance(order, RoundOrder):
+        own["included"] = ""
     return hashlib.sha256(encode(order.model_copy(update=own))).digest()
 
 

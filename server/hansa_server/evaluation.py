@@ -1,7 +1,7 @@
 """Figures of one model over all merchants' rows, from score histograms that add up; no score is seen here.
 
 With fewer than cohort.min_merchants accepted replies there are no figures, for they would be about those few. Under
-[privacy.dp] they are of noised histograms, or there are none.
+[privacy.dp] they are of noised histograms, or there are none; under masks, of the one sum that masked_figures.py gets.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hansa_common.messages import EvaluateOrder, EvaluateReply, SharedMetrics
 from hansa_common.metrics import HISTOGRAM_LENGTH, Metrics, metrics_from_histogram
 from hansa_common.record_types import Reply, Stage
 from hansa_common.vectors import Vector
+from hansa_server.masked_figures import masked_metrics
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import Split, check_evaluate_reply, max_split_rows
 
@@ -41,6 +42,8 @@ def evaluate(
     """Ask these registered merchants, in roster order, what weights (num_params,) float32 do on one part of rows;
     `stage` is the one that made them.
     """
+    if run.agreement.secure_aggregation.is_on:
+        return Evaluation(masked_metrics(run, merchants, split, preprocessing, weights, stage), {})
 
     def order(merchant: Merchant) -> EvaluateOrder:
         header = run.header(merchant.name)

@@ -26,12 +26,16 @@ from hansa_common.features import FittedPreprocessing
 from hansa_common.messages import SharedMetrics, StatisticsOrder
 from hansa_common.metrics import Metrics
 from hansa_common.model import ModelSpec, initial_weights
+from hansa_common.privacy_statement import privacy_json
 from hansa_common.robust_agreement import least_replies
 from hansa_common.vectors import Vector
-from hansa_server.evaluation import evaluate
+from hansa_server.evaluation import Evaluation, evaluate
 from hansa_server.exchange import Clock, Exchange
 from hansa_server.finishing import Finished, Trained, finish
 from hansa_server.introduction import introduce, reintroduce
+from hansa_server.masked_figures import masked_statistics
+from hansa_server.masked_rounds import resumed
+from hansa_server.masked_state import MaskedState
 from hansa_server.participants import ExchangeNumbers, Merchant, Run
 from hansa_server.pruning_rounds import prune_step
 from hansa_server.replies import check_statistics_reply
@@ -86,6 +90,7 @@ class FederationResult:
             "features": [feature.name for feature in self.agreement.features],
             "model": self.agreement.model.model_dump(mode="json"),
             "robustness": self.agreement.robustness.model_dump(mode="json"),
+            "privacy": privacy_json(self.agreement),
             "seed": self.agreement.seed,
             "hansa_version": __version__,
             "run_id": self.run_id,
@@ -100,7 +105,9 @@ class FederationResult:
         }
 
     def _merchant_json(self, merchant: Merchant) -> dict[str, Any]:
-        known = {"num_train_rows": merchant.num_train_rows, "backend": merchant.backend, "device": merchant.device}
+        known: dict[str, Any] = {"backend": merchant.backend, "device": merchant.device}
+        if merchant.num_train_rows:
+            known["num_train_rows"] = merchant.num_train_rows
         own = self.shared.get(merchant.name)
         if own is None:
             return known
@@ -128,9 +135,11 @@ def run_federation(
         RunFailedError: too few merchants came or sent statistics, or no round had enough valid replies.
         RunInterruptedError: too few merchants of a run that had begun are back.
     """
-    numbers = ExchangeNumbers(begun.sequence)
-    run = Run(Exchange(grid, clock, seals), agreement, agreement.fingerprint, begun.run_id, on_event, numbers)
+    exchange, numbers = Exchange(grid, clock, seals), ExchangeNumbers(begun.sequence)
+    sums = MaskedState(begun.last_sum, begun.num_train_rows)
+    run = Run(exchange, agreement, agreement.fingerprint, begun.run_id, on_event, numbers, sums)
     _tell_start(run, begun)
+    begun = resumed(run, begun) if begun.merchants and agreement.secure_aggregation.is_on else begun
     keep(begun)
     state = _with_merchants(run, begun)
     keep(state)
@@ -143,7 +152,7 @@ def run_federation(
             f"no model; the last round left out: {_reasons(state.rounds[-1])}"
         )
     state = _stepped(run, state, prune_step, keep)
-    return _finished(run, state, kept)
+    return _finished(run, state, kept, keep)
 
 
 def _tell_start(run: Run, begun: RunState) -> None:
@@ -158,18 +167,29 @@ def _stepped(
 ) -> RunState:
     """The state once there is no step any more."""
     while (after := step(run, state)) is not None:
-        state = replace(after, sequence=run.numbers.last)
+        state = _counted(run, after)
         keep(state)
     return state
 
 
-def _finished(run: Run, state: RunState, kept: Model) -> FederationResult:
+def _counted(run: Run, state: RunState) -> RunState:
+    """The state with the numbers that its exchanges and masked sums have used."""
+    return replace(state, sequence=run.numbers.last, last_sum=run.sums.last, num_train_rows=run.sums.num_train_rows)
+
+
+def _finished(run: Run, state: RunState, kept: Model, keep: Callable[[RunState], None]) -> FederationResult:
     """What the kept model does on test rows, and what is made of it.
 
-    No state comes of these exchanges: a run that is resumed asks the same again, and merchants answer the same.
+    No state comes of these exchanges: a run that is resumed asks the same again, and merchants answer the same. But
+    masked merchants tell of test rows once, so what they told is kept.
     """
     spec = ModelSpec.from_agreement(run.agreement)
-    final = evaluate(run, state.merchants, "test", state.preprocessing, kept.weights)
+    if state.test is None:
+        final = evaluate(run, state.merchants, "test", state.preprocessing, kept.weights)
+    else:
+        final = Evaluation(state.test, {})
+    if run.agreement.secure_aggregation.is_on:
+        keep(_counted(run, replace(state, test=final.metrics)))
     finished = None
     if run.agreement.compression.format != "none":
         trained = Trained(kept.weights, state.preprocessing, state.course.plan, len(state.training_rounds))
@@ -195,7 +215,7 @@ def _with_merchants(run: Run, begun: RunState) -> RunState:
     if begun.merchants:
         return replace(begun, merchants=reintroduce(run, begun.merchants))
     merchants, preprocessing = register(run, introduce(run))
-    state = replace(begun, sequence=run.numbers.last, merchants=merchants, preprocessing=preprocessing.to_json())
+    state = _counted(run, replace(begun, merchants=merchants, preprocessing=preprocessing.to_json()))
     weights = initial_weights(ModelSpec.from_agreement(run.agreement), run.agreement.seed)
     return begin_training(state, run.agreement, weights)
 
@@ -206,6 +226,8 @@ def register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant,
     Raises:
         RunFailedError: too few sent valid ones.
     """
+    if run.agreement.secure_aggregation.is_on:
+        return _registered_by_sum(run, merchants)
     registered, vectors = [], []
     asked = run.ask(
         "statistics",
@@ -224,6 +246,17 @@ def register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant,
             f"cohort.min_merchants and robustness.rule ask for {least}; their own logs say why"
         )
     return tuple(registered), fitted_preprocessing(run.agreement, vectors)
+
+
+def _registered_by_sum(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant, ...], FittedPreprocessing]:
+    found = masked_statistics(run, merchants)
+    if found is None:
+        raise RunFailedError(
+            f"the statistics of {len(merchants)} merchants gave no sum, and are told once a run; their own logs say "
+            "why, and another run asks anew"
+        )
+    run.sums.num_train_rows = found.num_train_rows
+    return found.merchants, fitted_preprocessing(run.agreement, [found.statistics])
 
 
 def _reasons(finished: RoundFinished) -> str:

@@ -15,6 +15,8 @@ from hansa_common.agreement import Agreement
 from hansa_common.errors import ReplyError
 from hansa_common.record_types import Order, Reply
 from hansa_server.exchange import Addressed, Answer, Exchange
+from hansa_server.ledger_events import LedgerTold
+from hansa_server.masked_state import MaskedState
 from hansa_server.run_events import Event, ReplyDropped
 
 Checked = TypeVar("Checked")
@@ -63,7 +65,9 @@ class ExchangeNumbers:
 
 @dataclass(frozen=True)
 class Run:
-    """One run under one agreement: how to reach its merchants, and whom to tell what happens."""
+    """One run under one agreement: how to reach its merchants, whom to tell what happens, and where it stands in its
+    exchanges and masked sums.
+    """
 
     exchange: Exchange
     agreement: Agreement
@@ -71,6 +75,7 @@ class Run:
     run_id: str
     on_event: Callable[[Event], None]
     numbers: ExchangeNumbers = field(default_factory=ExchangeNumbers)
+    sums: MaskedState = field(default_factory=MaskedState)
 
     def __post_init__(self) -> None:
         if self.exchange.seals.trust != self.agreement.trust:
@@ -80,6 +85,11 @@ class Run:
         """Log an event and hand it on."""
         _log.log(event.level, "%s", event.line)
         self.on_event(event)
+
+    def tell_ledger(self, merchant: str, answer: Answer) -> None:
+        """Hand on what an answer says of its merchant's privacy ledger, if anything."""
+        if answer.ledger:
+            self.tell(LedgerTold(merchant, answer.ledger))
 
     def header(self, recipient: str) -> dict[str, Any]:
         """The fields that every order of the current exchange has."""
@@ -106,6 +116,7 @@ class Run:
         orders = (Addressed(merchant.node_id, order(merchant)) for merchant in merchants)
         answers = self.exchange.ask(orders, self.agreement.cohort.deadline_seconds)
         for merchant, answer in zip(merchants, answers, strict=True):
+            self.tell_ledger(merchant.name, answer)
             heard = _heard(merchant, answer, check)
             if isinstance(heard, ReplyError):
                 self.tell(ReplyDropped(merchant.name, stage, heard.reason, str(heard)))

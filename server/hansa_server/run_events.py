@@ -152,7 +152,8 @@ class ReplyReceived(Event):
 @dataclass(frozen=True)
 class RoundFinished(Event):
     """A round is over. `validation` is of the model that came in, None where withheld or too few replied; `selected`
-    names those of whose updates alone the step was made, where the agreed rule selects.
+    names those of whose updates alone the step was made, where the agreed rule selects; `abandoned` is the word for why
+    there is no masked sum, where that is why nothing was aggregated.
     """
 
     round: int
@@ -167,6 +168,7 @@ class RoundFinished(Event):
     bytes_sent: int
     stage: Stage = "train"
     selected: tuple[str, ...] = ()
+    abandoned: str = ""
 
     @property
     def level(self) -> int:
@@ -176,7 +178,7 @@ class RoundFinished(Event):
     def line(self) -> str:
         replies = f"{len(self.cohort) - len(self.dropped)} of {_merchants(len(self.cohort))}"
         came_in = "withheld" if self.validation is None else f"{self.validation.pr_auc:.4f}"
-        outcome = "" if self.aggregated else "; too few replies, the last model stays"
+        outcome = "" if self.aggregated else f"; {self.abandoned or 'too few replies'}, the last model stays"
         stage = "" if self.stage == "train" else f"{self.stage}, "
         selected = f", made of the update of {', '.join(self.selected)} alone" if self.selected else ""
         return (
@@ -195,6 +197,7 @@ class RoundFinished(Event):
             "dropped": dict(self.dropped),
             "selected": list(self.selected),
             "aggregated": self.aggregated,
+            "abandoned": self.abandoned,
             "validation": areas(self.validation),
             "train_loss": self.train_loss,
             "bytes_received": self.bytes_received,

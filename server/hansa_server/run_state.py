@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from hansa_common.metrics import Metrics
 from hansa_common.record_types import Stage
 from hansa_server.participants import Merchant
 from hansa_server.run_events import RoundFinished
@@ -27,6 +28,9 @@ class RunState:
     chosen         the plan that goes on, None while plans are on trial
     stages         the courses of the kept model's pruning and of its control, once they have begun
     rounds         all rounds so far, of every stage
+    last_sum       the last number of a masked sum that was used; 0: nothing is masked
+    num_train_rows of all merchants together, where nothing is known of one alone
+    test           the kept model's figures on test rows, which masked merchants give once
     """
 
     run_id: str
@@ -37,6 +41,9 @@ class RunState:
     chosen: int | None = None
     stages: Mapping[Stage, Course] = field(default_factory=dict)
     rounds: tuple[RoundFinished, ...] = ()
+    last_sum: int = 0
+    num_train_rows: int = 0
+    test: Metrics | None = None
 
     @property
     def course(self) -> Course:

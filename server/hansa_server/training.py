@@ -16,6 +16,7 @@ from hansa_common.metrics import Metrics
 from hansa_common.vectors import Vector
 from hansa_server.algorithms import initial_state
 from hansa_server.evaluation import evaluate
+from hansa_server.masked_rounds import run_masked_round
 from hansa_server.participants import Run
 from hansa_server.rounds import PlanState, Round, run_round
 from hansa_server.run_events import ModelValidated, PlanChosen, StoppedEarly
@@ -61,7 +62,8 @@ def _after_round(run: Run, state: RunState, course: Course, patience: int | None
     number = len(state.training_rounds) + 1
     plan = run.agreement.training.plans[course.plan]
     asked = Round(number, course.plan, plan, state.preprocessing, course.state)
-    after, finished = run_round(run, state.merchants, asked)
+    run_one = run_masked_round if run.agreement.secure_aggregation.is_on else run_round
+    after, finished = run_one(run, state.merchants, asked)
     course = replace(course, num_rounds=course.num_rounds + 1)
     if finished.aggregated:
         course = _noted(run, course, finished.validation)

@@ -19,6 +19,8 @@ import numpy as np
 
 from hansa_client.data import MerchantTable
 from hansa_client.guarded_trainer import in_process
+from hansa_client.masked_memory import SumMemory
+from hansa_client.masked_sums import MaskedSums
 from hansa_client.private_rounds import seeded_noise
 from hansa_client.programs import Programs
 from hansa_client.trainer import MerchantTrainer
@@ -31,6 +33,7 @@ from hansa_common.features import FittedPreprocessing
 from hansa_common.model import load_model_parts
 from hansa_common.randomness import generator
 from hansa_common.schema import CategoricalFeature
+from hansa_common.secure_keys import development_identity
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
 from hansa_server.app import app as server_app
@@ -171,10 +174,19 @@ def simulated_merchants(
             hash_key=hash_key,
             state=VariateStore(),
             programs=programs,
+            sums=simulated_sums(agreement, name),
             draw_noise=seeded_noise(noise_seed, name),
         )
         for name in agreement.roster
     }
+
+
+def simulated_sums(agreement: Agreement, merchant: str) -> MaskedSums | None:
+    """A simulated merchant's part in masked sums, whose keys come from the seed; a real one's come from its system."""
+    if not agreement.secure_aggregation.is_on:
+        return None
+    draw = generator(agreement.seed, "simulated masks", merchant).bytes
+    return MaskedSums(agreement, merchant, development_identity(merchant), SumMemory(), draw)
 
 
 def sign_bundle(folder: Path, agreement: Agreement) -> None:
@@ -224,7 +236,8 @@ def _with_baselines(
 def _own(trainer: MerchantTrainer) -> dict[str, Any]:
     """What a merchant knows of its own rows and keeps to itself outside a simulation."""
     figures = trainer.own_figures
-    return {"threshold": None if figures is None else figures.threshold, "quality": trainer.table.quality.to_json()}
+    known = {"num_train_rows": len(trainer.table.train), "quality": trainer.table.quality.to_json()}
+    return {"threshold": None if figures is None else figures.threshold, **known}
 
 
 def _about_data(scenario: Scenario) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hansa_common.errors import AgreementError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOML = (GOLDEN / "agreement.toml").read_text()
-GOLDEN_FINGERPRINT = "e96c46eaa4be3843530fbad5fba6c176ddce36849dbf8780fb34bb685738308c"
+GOLDEN_FINGERPRINT = "fd5c1f702ddf5fdca831f6fa35c7469b19283453a6e96320422f3c89e5500132"
 
 # Something else to say for a value, for one or another of the fields that hold its kind of value.
 WORDS = (
@@ -60,23 +60,28 @@ def another_value(values, places, place, value):
     return next((agreement for agreement in tried if agreement is not None), None)
 
 
+# A rule needs a number of dishonest merchants, and what is said beside it a rule: test_robust_agreement.py.
+ROBUSTNESS = {f"robustness.{key}" for key in ("rule", "num_dishonest", "max_norm", "groups")}
+# They need bounds that few agreements have: test_secure_agreement.py.
+SECURE_AGGREGATION = {f"secure_aggregation.{key}" for key in ("protocol", "colluders", "threshold")}
 # What stands alone or not at all: the version, a feature's kind (other kinds have other fields), and values that must
 # agree with another one.
 FIXED = {
     "one plan": {
         "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "trust",
         "features.0.kind", "features.1.kind", "features.2.kind", "features.3.kind", "features.4.kind",
-        "features.1.hash_buckets", "training.plan.local_steps",
+        "features.1.hash_buckets", "training.plan.local_steps", *ROBUSTNESS, *SECURE_AGGREGATION,
     },
     "auto": {
         "hansa_common", "compression.sparsity", "training.algorithm", "features.0.kind", "features.1.kind",
         "data.split", "data.test_from", "data.validation_from", "training.candidates.0.optimizer", "trust",
         "training.plan.local_steps", "training.candidates.0.local_steps", "training.candidates.1.local_steps",
+        *ROBUSTNESS, *SECURE_AGGREGATION,
     },
     "trusted": {
         "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "features.0.kind",
         "data.split", "data.test_from", "data.validation_from", "roster.0", "roster.1", "roster.2",
-        "training.plan.local_steps",
+        "training.plan.local_steps", *ROBUSTNESS, *SECURE_AGGREGATION,
     },
 }  # fmt: skip
 

@@ -104,7 +104,10 @@ MEANING = {
         "min_positives": 1,
         "share_metrics": True,
         "hash_key_id": "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
+        "dp": None,
     },
+    "robustness": {"rule": "mean", "num_dishonest": 0, "max_norm": None, "groups": None},
+    "secure_aggregation": {"protocol": "none", "colluders": 0, "threshold": None},
     "compression": {
         "format": "none",
         "range_quantile": 0.9999,

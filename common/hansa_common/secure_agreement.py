@@ -1,0 +1,188 @@
+"""`[secure_aggregation]`: whether merchants' vectors are masked, against how many colluders, and what it refuses.
+
+Under `double-masking` the coordinator learns sums over at least `least` merchants of the roster (secure_thresholds.py)
+and no single merchant's vector. Every sum is asked of the whole roster, so that no two sums differ in whom they were
+asked of.
+
+A sum is of whole numbers: how far a masked mean is off follows from the bounds that were agreed on (masking.py), so
+these have to be near what updates and tables really are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hansa_common.schema import Section
+from hansa_common.secure_thresholds import MIN_MERCHANTS, Thresholds, secure_thresholds
+
+if TYPE_CHECKING:
+    # Which have this section in one of their own, or bring a library that few agreements need.
+    from hansa_common.agreement import Agreement
+    from hansa_common.agreement_sections import Cohort, Compression, Privacy, Training
+    from hansa_common.masking import FixedPoint
+    from hansa_common.robust_agreement import Robustness
+
+# Two merchants in a sum know each other's part of it.
+LEAST_IN_SUM: Final = 3
+# Of a mean update, by coordinate, where merchants have so many training rows on average.
+MAX_MEAN_ERROR: Final = 1e-4
+ROWS_OF_ERROR: Final = 1000
+_USUAL_NORM: Final = 10.0
+
+
+class SecureAggregation(Section):
+    """How merchants' vectors are added up unseen. `threshold` is how many shares open a secret; None: the least that
+    holds, which tolerates the most dropouts.
+    """
+
+    protocol: Literal["none", "double-masking"] = "none"
+    colluders: Annotated[int, Field(ge=0, le=10_000)] = 0
+    threshold: Annotated[int, Field(ge=2, le=10_000)] | None = None
+
+    @model_validator(mode="after")
+    def _limits_are_of_a_protocol(self) -> Self:
+        if self.protocol == "none" and (self.colluders or self.threshold is not None):
+            raise ValueError("colluders and threshold are for protocol = 'double-masking'; set it, or leave them out")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether vectors are masked."""
+        return self.protocol != "none"
+
+
+def thresholds(section: SecureAggregation, cohort: Cohort, roster: Sequence[str]) -> Thresholds:
+    """What holds for every sum under these parts of an agreement.
+
+    Raises:
+        ValueError: they cannot hold together.
+    """
+    return secure_thresholds(len(roster), section.colluders, section.threshold, cohort.min_merchants)
+
+
+def thresholds_of(agreement: Agreement) -> Thresholds:
+    """What holds for every sum under an agreement that has passed its checks."""
+    return thresholds(agreement.secure_aggregation, agreement.cohort, agreement.roster)
+
+
+def fixed_point_of(agreement: Agreement) -> FixedPoint:
+    """How updates become whole numbers under an agreement that has passed its checks."""
+    return _fixed_point(agreement.cohort, agreement.roster)
+
+
+def identities_of(agreement: Agreement) -> Mapping[str, str]:
+    """Whose keys for masked sums are believed, name -> public key: [trust]'s, or without it what names give."""
+    from hansa_common.keys import public_key_of
+    from hansa_common.secure_keys import development_identity
+
+    if agreement.trust is not None:
+        return agreement.trust.merchants
+    return {name: public_key_of(development_identity(name)) for name in agreement.roster}
+
+
+def mean_error(cohort: Cohort, roster: Sequence[str]) -> float:
+    """By how much a coordinate of a masked mean update of the whole roster is off at most, where merchants have
+    ROWS_OF_ERROR training rows on average.
+    """
+    return _fixed_point(cohort, roster).mean_error(len(roster), ROWS_OF_ERROR * len(roster))
+
+
+def secure_words(agreement: Agreement) -> list[str]:
+    """What the section means for this roster, one sentence a line; nothing where nothing is masked."""
+    if not agreement.secure_aggregation.is_on:
+        return []
+    limits, error = thresholds_of(agreement), mean_error(agreement.cohort, agreement.roster)
+    sums = (
+        f"the coordinator sees sums over at least {limits.least} of {limits.num_merchants} merchants, and no single "
+        f"merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} shares open a "
+        f"secret, and up to {limits.dropouts} may drop out of a sum"
+    )
+    off = f"at {ROWS_OF_ERROR:,} training rows a merchant, masking moves a mean update by {error:.1g} a coordinate"
+    return [sums, f"{off} at most"]
+
+
+def check_secure_aggregation_fits(
+    section: SecureAggregation,
+    cohort: Cohort,
+    roster: Sequence[str],
+    training: Training,
+    privacy: Privacy,
+    compression: Compression,
+    robustness: Robustness,
+) -> None:
+    """Refuse what would tell of single merchants beside the sums, or cannot be summed.
+
+    Raises:
+        ValueError: with the first such thing.
+    """
+    if not section.is_on:
+        return
+    found = chain(
+        _of_merchants(section, cohort, roster), _of_training(training, robustness), _of_releases(privacy, compression)
+    )
+    if problem := next(found, None):
+        raise ValueError(f"[secure_aggregation] {problem}")
+
+
+def _of_merchants(section: SecureAggregation, cohort: Cohort, roster: Sequence[str]) -> Iterator[str]:
+    if len(roster) < MIN_MERCHANTS:
+        yield f"needs a roster of {MIN_MERCHANTS} merchants at least, there are {len(roster)}; name them in roster"
+        return
+    if cohort.size is not None and cohort.size != len(roster):
+        yield (
+            f"refuses cohort.size {cohort.size} of {len(roster)} merchants: sums that differ in their merchants can be "
+            "compared; leave size out"
+        )
+    if cohort.min_merchants < LEAST_IN_SUM:
+        yield (
+            f"needs cohort.min_merchants = {LEAST_IN_SUM} or more, it is {cohort.min_merchants}: in a sum of two each "
+            "merchant finds the other's part"
+        )
+    try:
+        thresholds(section, cohort, roster)
+    except ValueError as error:
+        yield str(error)
+    yield from _of_bounds(cohort, roster)
+
+
+def _of_bounds(cohort: Cohort, roster: Sequence[str]) -> Iterator[str]:
+    error = mean_error(cohort, roster)
+    if error <= MAX_MEAN_ERROR:
+        return
+    norm = min(cohort.max_update_norm, _USUAL_NORM)
+    most = int(cohort.max_examples * (cohort.max_update_norm / norm) * (MAX_MEAN_ERROR / error) * (1 - 1e-6))
+    bounds = f"cohort.max_update_norm {cohort.max_update_norm:g} and max_examples {cohort.max_examples}"
+    yield (
+        f"rounds a mean by up to {error:.2g} a coordinate under {bounds}, allowed is {MAX_MEAN_ERROR:g}; agree on "
+        f"max_update_norm = {norm:g} and on the largest merchant's training rows as max_examples, at most {most}"
+    )
+
+
+def _of_training(training: Training, robustness: Robustness) -> Iterator[str]:
+    if any(plan.algorithm == "scaffold" and plan.local_steps is None for plan in training.plans):
+        yield (
+            "needs local_steps with algorithm 'scaffold': after other numbers of steps the variates need a second sum, "
+            "and of two sums that are weighted otherwise single updates can be read; set local_steps"
+        )
+    if not robustness.is_mean:
+        yield f"refuses robustness.rule {robustness.rule!r}, which looks at single updates; set rule = 'mean'"
+
+
+def _of_releases(privacy: Privacy, compression: Compression) -> Iterator[str]:
+    if privacy.share_metrics:
+        yield "refuses privacy.share_metrics: own figures would leave unmasked; set share_metrics = false"
+    if compression.format != "none":
+        yield (
+            f"refuses compression.format {compression.format!r}: ranges and judgements leave merchant by merchant in "
+            "this version; set format = 'none'"
+        )
+
+
+def _fixed_point(cohort: Cohort, roster: Sequence[str]) -> FixedPoint:
+    from hansa_common.masking import FixedPoint
+
+    return FixedPoint(cohort.max_update_norm, cohort.max_examples, len(roster))

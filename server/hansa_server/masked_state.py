@@ -1,0 +1,35 @@
+"""Where a run stands in its masked sums, between one and the next.
+
+It counts as ExchangeNumbers counts: a number is used once in a run, whatever became of its sum. Keys and shares are not
+kept on disk: a run that is resumed begins its sums anew, with numbers that nobody has seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hansa_common.secure_keys import KeyHistory
+from hansa_server.unmasking import Offers
+
+
+@dataclass
+class MaskedState:
+    """The last number in use, the run's keys, and the shares that were handed out for the next sum, if they were.
+
+    `num_train_rows` is how many training rows all registered merchants have together: of one alone it is not known.
+    """
+
+    last: int = 0
+    num_train_rows: int = 0
+    history: KeyHistory = field(default_factory=KeyHistory)
+    offers: Offers | None = None
+
+    def take_offers(self) -> Offers | None:
+        """The shares for the next sum; they are for one."""
+        offers, self.offers = self.offers, None
+        return offers
+
+    def new_number(self) -> int:
+        """A number that no sum has had."""
+        self.last += 1
+        return self.last
