@@ -36,13 +36,24 @@ def check(
     hash_key: Annotated[
         Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="The privacy ledger's folder, where several federations share one.", show_default="STATE/ledger"
+        ),
+    ] = None,
+    ledger_head: Annotated[
+        Path | None,
+        typer.Option(help="The file outside it that says how far it is.", show_default="among this user's state"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """See whether keys, agreement, policy, data, records, clock and gateway are in order; nothing of them leaves."""
     # Late: gRPC and certificates are imported with it.
     from hansa_client.checks import checks
 
-    found = list(checks(Given(data, state_folder(state), agreement, hash_key, policy), datetime.now(UTC)))
+    given = Given(data, state_folder(state), agreement, hash_key, policy, ledger, ledger_head)
+    found = list(checks(given, datetime.now(UTC)))
     if as_json:
         pieces = [{"piece": check.piece, "verdict": check.verdict, "told": check.told} for check in found]
         typer.echo(json.dumps({"good": not _is_wrong(found), "checks": pieces}))

@@ -10,6 +10,7 @@
 | data        | the table fits the agreement; its quality                                                          |
 | orders      | the record of orders taken is whole                                                                |
 | audit       | every line follows from the one before it                                                          |
+| ledger      | every line follows from the one before it, and its head file knows of no more                      |
 | gateway     | TLS both ways, the clocks, whether SuperLink answers behind it; one request without a word of data |
 """
 
@@ -27,6 +28,7 @@ from hansa_client.audit import AUDIT_NAME, verified
 from hansa_client.enrolment import read_enrolment
 from hansa_client.forwarder import Forwarder
 from hansa_client.gateway_link import GatewayLink, client_context
+from hansa_client.ledger import read
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.order_log import ORDERS_NAME, OrderLog
 from hansa_client.participation import Given, agreement_in, enrolled_name
@@ -65,6 +67,7 @@ def checks(given: Given, now: datetime) -> Iterator[Check]:
         yield _checked("data", lambda: _data(files, agreement))
     yield _checked("orders", lambda: _orders(given.state))
     yield _checked("audit", lambda: _audit(given.state))
+    yield _checked("ledger", lambda: _ledger(given))
     if agreed.agreement is not None:
         yield _checked("gateway", agreed.gateway)
 
@@ -152,3 +155,11 @@ def _audit(state: Path) -> Found:
         return "good", "there is none yet"
     chain = verified(path)
     return "good", f"{chain.num_lines} lines follow from each other; the last one's SHA-256 is {chain.head}"
+
+
+def _ledger(given: Given) -> Found:
+    if not given.files(Path()).ledger_folder.exists():
+        return "good", "nothing was charged yet"
+    _, entries = read(given.files(Path()).ledger_files())
+    num_charged = sum(entry.what == "charged" for entry in entries)
+    return "good", f"{num_charged} orders charged; its lines follow from each other, and its head file knows of no more"

@@ -11,6 +11,7 @@ from hansa_client.audit_command import audit
 from hansa_client.check_command import check
 from hansa_client.enroll_command import enroll
 from hansa_client.fetch_command import fetch
+from hansa_client.ledger_command import ledger
 from hansa_client.start_command import node, start
 
 client = typer.Typer(name="client", help="Take part in a federation as a merchant.", no_args_is_help=True)
@@ -21,5 +22,5 @@ def _group() -> None:
     """Take part in a federation as a merchant."""
 
 
-for _command in (enroll, approve, check, start, node, fetch, audit):
+for _command in (enroll, approve, check, start, node, fetch, audit, ledger):
     client.command()(_command)

@@ -2,11 +2,13 @@
 
 in     signed (seals.py) -> one whole order (messages.py) -> noted (audit.py) -> permitted by the agreement (policy.py),
        approved (approvals.py), within this merchant's own policy (merchant_policy.py) -> not taken before
-       (order_log.py) -> the trainer
-out    one record of the kind asked for (departures.py), within the policy -> kept for who asks again -> noted -> signed
+       (order_log.py) -> charged, where it costs privacy (ledger.py) -> the trainer
+out    one record of the kind asked for (departures.py), within the policy -> kept for who asks again -> on record as
+       answered -> stamped with the ledger's state (stamping.py) -> noted -> signed
 
 - Nothing is computed for an order that any of these refuses; what cannot be noted does not leave, but for a refusal.
-- An order is obeyed once; asked again, the merchant gives the answer that it gave, refusals among them.
+- An order is obeyed once; asked again, the merchant gives the answer that it gave, refusals among them. One that costs
+  more privacy than is left is refused and not kept: it is obeyed if it is asked again once more is allowed.
 - A failure leaves as a code, its text stays in this merchant's log; an answer always comes, and nothing is raised.
 - One order at a time, in the order they came; a few wait for their turn (turns.py), more are refused as busy.
 - Work stops at its deadline, and when who asked has gone (halting.py); then the order is obeyed if it is asked again.
@@ -21,7 +23,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Protocol, Self, get_args
 
@@ -29,6 +31,9 @@ from hansa_client.approvals import Approvals
 from hansa_client.audit import AUDIT_NAME, Audit, Decision
 from hansa_client.departures import check_departure
 from hansa_client.halting import Halt
+from hansa_client.ledger import Ledger
+from hansa_client.ledger_account import Limit
+from hansa_client.ledger_entries import Charge
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.merchant_policy import MerchantPolicy
 from hansa_client.order_log import ORDERS_NAME, OrderLog
@@ -39,8 +44,10 @@ from hansa_client.watchdog import STACKS_NAME, Watchdog
 from hansa_common.agreement import Agreement
 from hansa_common.errors import HansaError, MessageError, PolicyError, UsageError
 from hansa_common.messages import IntroduceOrder, Refusal, RoundOrder, decode, encode, message_hash
+from hansa_common.privacy_costs import cost_of
 from hansa_common.record_types import Order
 from hansa_common.sealing import unopened_hash
+from hansa_common.stamping import stamped
 
 MAX_WAITING: Final = 2
 _CODES: Final = get_args(Refusal.model_fields["code"].annotation)
@@ -72,6 +79,7 @@ class Boundary:
     own: Callable[[], MerchantPolicy] = MerchantPolicy
     approvals: Approvals | None = None
     log: OrderLog = field(default_factory=OrderLog)
+    ledger: Ledger = field(default_factory=Ledger)
     audit: Audit = field(default_factory=Audit)
     clock: Callable[[], datetime] = datetime.now
     is_stopping: Callable[[], bool] = lambda: False
@@ -89,7 +97,7 @@ class Boundary:
         """The boundary of a merchant's own process, which holds the state folder for itself.
 
         Raises:
-            HansaError: a key, the policy, the record of orders or the audit is not as it must be.
+            HansaError: a key, the policy, the record of orders, the ledger or the audit is not as it must be.
         """
         policy = files.policy_file()
         policy.current()
@@ -99,6 +107,7 @@ class Boundary:
             own=policy.current,
             approvals=None if agreement.trust is None else Approvals(files.state),
             log=OrderLog(files.state / ORDERS_NAME),
+            ledger=Ledger(files.ledger_files() if files.keeps_ledger(agreement) else None),
             audit=Audit(files.state / AUDIT_NAME),
             is_stopping=is_stopping,
             watching=Watchdog(files.state / STACKS_NAME).watching,
@@ -125,6 +134,27 @@ class Boundary:
             raise PolicyError(str(error)) from error
         own.verify(order, self.agreed.agreement, self.clock().time())
         return own
+
+    def charge_for(self, order: Order, order_hash: str) -> Charge | None:
+        """What an order is charged; None without [privacy.dp], where nothing is promised.
+
+        Raises:
+            PolicyError: it is of a kind that declares no cost.
+        """
+        agreement, cost = self.agreed.agreement, cost_of(order, self.agreed.agreement)
+        dp = agreement.privacy.dp
+        if dp is None:
+            return None
+        return Charge(
+            order_hash=order_hash,
+            run=order.run_id,
+            agreement=order.fingerprint,
+            coordinator=agreement.name if agreement.trust is None else agreement.trust.coordinator,
+            kind=order.KIND,
+            mechanisms=cost.mechanisms,
+            why=cost.what,
+            agreed=Limit(dp.epsilon, dp.delta, f"the agreement allows epsilon {dp.epsilon:g} for all runs under it"),
+        )
 
 
 @dataclass(frozen=True)
@@ -175,25 +205,35 @@ class GuardedTrainer:
         facts = {"order": unopened_hash(order)}
         asked = _Asked(order, time.monotonic(), lambda: has_gone() or self._boundary.is_stopping(), facts)
         answer = self._attempt(asked, lambda: self._answer_in_turn(asked))
-        left = self._attempt(asked, lambda: self._noted(answer, asked))
+        left = self._attempt(asked, lambda: self._noted(self._stamped(answer), asked))
         return self._boundary.seals.close_reply(left.message)
 
     def _answer_in_turn(self, asked: _Asked) -> _Answer:
         with self._turns.taken(asked.is_cancelled):
             order = self._opened(asked)
             own = self._boundary.permitted(order)
-            log = self._boundary.log
+            charge = self._boundary.charge_for(order, asked.order_hash)
+            log, ledger = self._boundary.log, self._boundary.ledger
             if isinstance(order, IntroduceOrder):
                 log.begin(order.run_id, order.number, self._boundary.coordinator)
                 return self._worked(asked, order, own)
             stored = log.take(order, asked.order_hash)
             if stored is not None:
+                # Kept by a process that was killed before it said so.
+                ledger.answered(asked.order_hash)
                 return _Answer(stored, "stored")
+            if charge is not None:
+                ledger.charge(charge, own.limit)
             answer = self._worked(asked, order, own)
             # What was refused only because this process ends, or nobody waited, is to be obeyed the next time.
             if answer.decision == "answered" or not asked.is_cancelled():
-                log.keep(asked.order_hash, answer.message)
+                self._keep(asked, answer)
             return answer
+
+    def _keep(self, asked: _Asked, answer: _Answer) -> None:
+        """Keep the answer for who asks again; what was charged for it is then spent."""
+        self._boundary.log.keep(asked.order_hash, answer.message)
+        self._boundary.ledger.answered(asked.order_hash)
 
     def _opened(self, asked: _Asked) -> Order:
         """The order; noted, with its facts, whether or not it can be opened."""
@@ -228,8 +268,13 @@ class GuardedTrainer:
         """Refuse for good what this process is about to end for."""
         answer = self._refused(asked, "failed", "its work hung, and the trainer was ended")
         if not isinstance(order, IntroduceOrder):
-            self._boundary.log.keep(asked.order_hash, answer.message)
+            self._keep(asked, answer)
         self._noted(answer, asked)
+
+    def _stamped(self, answer: _Answer) -> _Answer:
+        """The answer with what the ledger's state is now."""
+        state = self._boundary.ledger.state
+        return answer if state is None else replace(answer, message=stamped(answer.message, str(state)))
 
     def _noted(self, answer: _Answer, asked: _Asked) -> _Answer:
         told = {"reply": message_hash(answer.message), "num_bytes": len(answer.message)}
@@ -254,5 +299,7 @@ class GuardedTrainer:
         return self._refused(asked, code, reason)
 
     def _refused(self, asked: _Asked, code: str, reason: str) -> _Answer:
+        state = self._boundary.ledger.state
         values = {"merchant": self._merchant, "order_hash": asked.order_hash, "code": code}
+        values |= {} if state is None else {"ledger": str(state)}
         return _Answer(encode(Refusal.model_validate(values)), "refused", code, reason)

@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hansa_client.ledger import LEDGER_FOLDER, LedgerFiles
+from hansa_client.ledger_head import LedgerHead, default_path
 from hansa_client.merchant_policy import POLICY_NAME, PolicyFile
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
+from hansa_common.keys import read_private_file
 from hansa_common.schema import CategoricalFeature
 
-from hansa_common.keys import read_private_file
 HASH_KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
 class MerchantFiles:
     """Where a merchant keeps what its trainer needs. `hash_key` is shared by the merchants, not by the coordinator;
-    `policy` is what this merchant permits, in its state folder unless said otherwise.
+    `policy` is what this merchant permits, in its state folder unless said otherwise; so is the folder of its privacy
+    `ledger`, and `ledger_head`, which says how far that is, among this user's state.
     """
 
     agreement: Path
@@ -32,6 +35,33 @@ class MerchantFiles:
     state: Path
     hash_key: Path | None = None
     policy: Path | None = None
+    ledger: Path | None = None
+    ledger_head: Path | None = None
+
+    @property
+    def ledger_folder(self) -> Path:
+        """Where the privacy that this merchant spends is on record."""
+        return self.state / LEDGER_FOLDER if self.ledger is None else self.ledger
+
+    def keeps_ledger(self, agreement: Agreement) -> bool:
+        """Whether something is charged under this agreement, or was under another."""
+        return agreement.privacy.dp is not None or self.ledger_folder.exists()
+
+    def ledger_files(self) -> LedgerFiles:
+        """The ledger and its head file; nothing is read yet.
+
+        Raises:
+            UsageError: the head file would be in the ledger's folder or the state folder, or has no place.
+        """
+        folder = self.ledger_folder
+        path = default_path(folder) if self.ledger_head is None else self.ledger_head
+        for parent in (folder, self.state):
+            if path.resolve().is_relative_to(parent.resolve()):
+                raise UsageError(
+                    f"the ledger's head file {path} is in {parent}, and would be put back with it; name one elsewhere "
+                    "with --ledger-head"
+                )
+        return LedgerFiles(folder, LedgerHead(path))
 
     def policy_file(self) -> PolicyFile:
         """What this merchant permits; nothing is read yet.

@@ -139,10 +139,13 @@ class _Trainer:
             "--folder": self.folder,
             "--ready": ready,
         }
-        if files.hash_key is not None:
-            options["--hash-key"] = files.hash_key
-        if files.policy is not None:
-            options["--policy"] = files.policy
+        chosen = {
+            "--hash-key": files.hash_key,
+            "--policy": files.policy,
+            "--ledger": files.ledger,
+            "--ledger-head": files.ledger_head,
+        }
+        options |= {name: value for name, value in chosen.items() if value is not None}
         # One word each: a name may begin with a dash for all this knows.
         words = [f"{name}={value}" for name, value in options.items()]
         return [sys.executable, "-m", "hansa_client.trainer_service", *words]

@@ -37,11 +37,19 @@ class Given:
     agreement: Path | None = None
     hash_key: Path | None = None
     policy: Path | None = None
+    ledger: Path | None = None
+    ledger_head: Path | None = None
 
     def files(self, agreement: Path) -> MerchantFiles:
         """The files to start with, under this agreement's."""
         return MerchantFiles(
-            agreement.absolute(), self.data.absolute(), self.state.absolute(), self.hash_key, self.policy
+            agreement.absolute(),
+            self.data.absolute(),
+            self.state.absolute(),
+            self.hash_key,
+            self.policy,
+            self.ledger,
+            self.ledger_head,
         )
 
 
@@ -66,6 +74,8 @@ class Participation:
         self.files.read_hash_key(self.agreement)
         if not self.files.data.exists():
             raise UsageError(f"there is no table at {self.files.data}")
+        if self.files.keeps_ledger(self.agreement):
+            self.files.ledger_files()
         return self.files.policy_file().current().conflicts(self.agreement)
 
 

@@ -50,6 +50,16 @@ def start(
     hash_key: Annotated[
         Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="The privacy ledger's folder, where several federations share one.", show_default="STATE/ledger"
+        ),
+    ] = None,
+    ledger_head: Annotated[
+        Path | None,
+        typer.Option(help="The file outside it that says how far it is.", show_default="among this user's state"),
+    ] = None,
     node_user: Annotated[
         str | None, typer.Option(help="The user of this machine to run Flower's node as; for root.")
     ] = None,
@@ -72,12 +82,16 @@ def start(
     if development:
         folder = state or STATES / (merchant or "")
         taking_part = in_development(
-            Given(data, folder, agreement, hash_key, policy), merchant, loopback_address(server or DEVELOPMENT_SERVER)
+            Given(data, folder, agreement, hash_key, policy, ledger, ledger_head),
+            merchant,
+            loopback_address(server or DEVELOPMENT_SERVER),
         )
     elif merchant is not None or server is not None:
         raise UsageError("--merchant and --server are for --development; an enrolled merchant has both in its kit")
     else:
-        taking_part = enrolled(Given(data, state_folder(state), agreement, hash_key, policy), datetime.now(UTC))
+        taking_part = enrolled(
+            Given(data, state_folder(state), agreement, hash_key, policy, ledger, ledger_head), datetime.now(UTC)
+        )
     _start(taking_part, user, trainer_only)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 _PATTERN: Final = r"^(0|[1-9][0-9]{0,14}):[0-9a-f]{64}$"
 # Empty: there is no ledger.
-LedgerText = Annotated[str, Field(pattern=rf"{_PATTERN}|^$")]
+LedgerText = Annotated[str, Field(pattern=rf"^$|{_PATTERN}")]
 
 
 @dataclass(frozen=True)

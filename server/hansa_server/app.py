@@ -17,8 +17,9 @@ from flwr.serverapp import Grid, ServerApp
 from hansa_common.agreement import Agreement
 from hansa_server import checkpoint, run_folder
 from hansa_server.attendance import Attendance
-from hansa_server.delivery import deliver
+from hansa_server.delivery import Consignment, deliver
 from hansa_server.federation import SYSTEM_CLOCK, run_federation
+from hansa_server.ledger_book import LedgerBook
 from hansa_server.progress import RunProgress
 from hansa_server.run_events import Event, RoundFinished
 from hansa_server.run_state import RunState
@@ -36,9 +37,19 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(context.run_config["run-folder"]))
     if run_folder.has_bundle(folder):
         with RunProgress() as progress:
-            deliver(grid, folder, run_id=uuid.uuid4().hex, on_event=progress.show, clock=SYSTEM_CLOCK)
+            _deliver(grid, folder, progress)
     else:
         _train(grid, folder)
+
+
+def _deliver(grid: Grid, folder: Path, progress: RunProgress) -> None:
+    ledgers = LedgerBook.of_run(folder, Consignment.of_run(folder).agreement)
+
+    def on_event(event: Event) -> None:
+        for told in (event, *ledgers.note(event)):
+            progress.show(told)
+
+    deliver(grid, folder, run_id=uuid.uuid4().hex, on_event=on_event, clock=SYSTEM_CLOCK)
 
 
 def _train(grid: Grid, folder: Path) -> None:
@@ -52,10 +63,11 @@ def _train(grid: Grid, folder: Path) -> None:
 
 
 def _run(grid: Grid, folder: Path, agreement: Agreement, begun: RunState, progress: RunProgress) -> None:
-    attendance = Attendance(folder, agreement.roster)
+    attendance, ledgers = Attendance(folder, agreement.roster), LedgerBook.of_run(folder, agreement)
 
     def on_event(event: Event) -> None:
-        progress.show(event)
+        for told in (event, *ledgers.note(event)):
+            progress.show(told)
         attendance.note(event)
         if isinstance(event, RoundFinished):
             run_folder.add_round(folder, event.to_json())

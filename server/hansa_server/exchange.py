@@ -35,6 +35,7 @@ from hansa_common.errors import MessageError, ReplyError
 from hansa_common.messages import FLOWER_FIELD, FLOWER_RECORD, Refusal, decode, encode, message_hash
 from hansa_common.record_types import EVERYONE, Order, Reply
 from hansa_common.sealing import unopened_hash, unverified
+from hansa_common.stamping import answer_hash
 from hansa_server.seals import Seals
 
 GRACE_SECONDS: Final = 15.0
@@ -66,20 +67,23 @@ class Addressed:
 
 @dataclass(frozen=True)
 class Sent:
-    """What is remembered of an order that went out; `message_id` is None where it could not."""
+    """What is remembered of an order that went out: its hash, and what names its bytes for a merchant who refuses
+    without opening them; `message_id` is None where it could not go.
+    """
 
     node_id: int
     recipient: str
     order_hash: str
+    unopened_hash: str
     num_bytes: int
     message_id: str | None
-    unopened_hash: str
 
 
 @dataclass(frozen=True)
 class Answer:
     """A reply that answers its order, or the code of what happened instead (`code` is '' with a reply), with the name
-    of the merchant whose refusal it is. `is_lost` says that the order went under with its node.
+    of the merchant whose refusal it is. `is_lost` says that the order went under with its node; `ledger` is what a
+    reply or a refusal says of the merchant's privacy ledger.
     """
 
     sent: Sent
@@ -89,6 +93,7 @@ class Answer:
     bytes_received: int = 0
     refused_by: str = ""
     is_lost: bool = False
+    ledger: str = ""
 
 
 class Patience:
@@ -159,11 +164,11 @@ class Exchange:
             addressed.node_id,
             addressed.order.recipient,
             message_hash(encoded),
+            unopened_hash(sealed),
             len(sealed),
             message_id,
         )
 
-            unopened_hash(sealed),
     def _pushed(self, sealed: bytes, node_id: int, ttl: float) -> str | None:
         content = RecordDict({FLOWER_RECORD: ConfigRecord({FLOWER_FIELD: sealed})})
         message_id = next(iter(self._grid.push_messages([Message(content, node_id, "train", ttl=ttl)])), None)
@@ -199,8 +204,8 @@ def _answer(message: Message, sent: Sent, seals: Seals) -> Answer:
     if not from_its_node:
         return Answer(sent, "wrong-merchant", bytes_received=len(content))
     if isinstance(reply, Refusal):
-        return Answer(sent, reply.code, bytes_received=len(content), refused_by=reply.merchant)
-    return Answer(sent, "", reply, message_hash(opened), len(content))
+        return Answer(sent, reply.code, bytes_received=len(content), refused_by=reply.merchant, ledger=reply.ledger)
+    return Answer(sent, "", reply, answer_hash(reply, opened), len(content), ledger=reply.ledger)
 
 
 def _content(message: Message) -> bytes:

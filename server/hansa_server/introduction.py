@@ -204,6 +204,7 @@ class _Door:
             return
         if reply.merchant in _names(self._claims.values()):
             self._refuse(node_id, "name-claimed-twice", reply.merchant)
+        self._run.tell_ledger(reply.merchant, answer)
         self._claims[node_id] = Merchant(reply.merchant, node_id, reply.backend, reply.device)
         self._run.tell(MerchantIntroduced(node_id, reply.merchant, reply.hansa_version))
 

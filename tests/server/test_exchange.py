@@ -258,3 +258,22 @@ def test_reply_that_no_one_waits_for_is_ignored(world, manual_clock):
     grid = Confused({1: honest("alpha"), 2: honest("beta")}, manual_clock)
     orders = [Addressed(1, order("alpha")), Addressed(2, order("beta"))]
     assert codes(Exchange(grid, manual_clock.clock, Unsealed()).ask(orders, 1.0)) == ["deadline", ""]
+
+
+@pytest.mark.parametrize(
+    "make", [introduction, lambda name, order: Refusal(merchant=name, order_hash=message_hash(order), code="busy")]
+)
+def test_answer_says_what_its_merchant_says_of_its_ledger_and_its_hash_does_not_hang_on_that(ask, make):
+    def peer(ledger):
+        return lambda order: encode(make("a", order).model_copy(update={"ledger": ledger}))
+
+    states = ["", "4:" + "c" * 64, "5:" + "d" * 64]
+    answers = [ask(a=peer(ledger))[0][0] for ledger in states]
+    assert [answer.ledger for answer in answers] == states
+    assert len({answer.reply_hash for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("ledger", ["4", "04:" + "a" * 64, "-1:" + "a" * 64, "4:" + "A" * 64, "4:" + "a" * 65, " "])
+def test_reply_with_a_state_of_a_ledger_that_is_none_is_no_message(ask, ledger):
+    answers, _ = ask(a=lambda order: encode(introduction("a", order).model_copy(update={"ledger": ledger})))
+    assert codes(answers) == ["message-invalid"]

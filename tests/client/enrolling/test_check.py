@@ -11,7 +11,7 @@ import pytest
 from hansa_client.audit import Audit
 from hansa_client.order_log import OrderLog
 
-PIECES = ["keys", "agreement", "certificate", "policy", "hash key", "data", "orders", "audit", "gateway"]
+PIECES = ["keys", "agreement", "certificate", "policy", "hash key", "data", "orders", "audit", "ledger", "gateway"]
 
 
 @pytest.fixture

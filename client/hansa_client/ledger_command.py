@@ -1,0 +1,143 @@
+"""`hansa client ledger`: the privacy that this merchant has spent, order by order, and what is left.
+
+It works while the trainer runs. A line that does not follow from those before it, and a ledger that is behind its head
+file, end it with an error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hansa_client.ledger_entries import MechanismCharge, SampledGaussianCharge
+from hansa_client.state_folders import state_folder
+from hansa_common.errors import UsageError
+
+if TYPE_CHECKING:
+    from hansa_client.ledger_summary import Order, Spent, Summary
+
+
+def ledger(
+    state: Annotated[
+        Path | None,
+        typer.Option(help="The state folder of `hansa client start`.", show_default="the one merchant's in .hansa"),
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="The ledger's folder, as for `start`.", show_default="STATE/ledger")
+    ] = None,
+    ledger_head: Annotated[
+        Path | None,
+        typer.Option(help="The file outside it that says how far it is.", show_default="among this user's state"),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="What this merchant permits (TOML).", show_default="STATE/merchant.toml")
+    ] = None,
+    last: Annotated[int, typer.Option(min=0, help="How many of the last orders to show; 0: all.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Draw what was spent into this file.")] = None,
+    write_head: Annotated[
+        bool, typer.Option("--write-head", help="Write the head file that is missing: this ledger is the newest.")
+    ] = False,
+) -> None:
+    """Verify and show the privacy that was spent, and what is left."""
+    # Late: what composes and draws takes a second to import.
+    from hansa_client import ledger as ledgers
+    from hansa_client.ledger_summary import summary
+    from hansa_client.merchant_files import MerchantFiles
+
+    nothing = Path()
+    folder = state_folder(state)
+    files = MerchantFiles(nothing, nothing, folder, policy=policy, ledger=ledger, ledger_head=ledger_head)
+    if write_head:
+        number = ledgers.write_head(files.ledger_files()).number
+        typer.echo(f"{files.ledger_files().head.path} says that the ledger is at line {number}")
+        return
+    reached, entries = ledgers.read(files.ledger_files())
+    found = summary(reached, entries, files.policy_file().current().limit)
+    if png is not None:
+        _draw(found, png)
+    if as_json:
+        typer.echo(json.dumps(_json(found, last)))
+    else:
+        _show(found, last, Console(highlight=False))
+
+
+def _draw(found: Summary, png: Path) -> None:
+    from hansa_client.ledger_figure import spent_png
+    from hansa_client.ledger_summary import curve
+
+    if found.together is None:
+        raise UsageError(f"nothing was charged yet, so there is nothing to draw into {png}")
+    limits = [(_whose(spent), spent.allowed) for spent in (found.together, *found.agreements) if spent.allowed]
+    # Of the agreements' limits those that the curve can be held against: of the one agreement there is.
+    limits = limits if len(found.agreements) == 1 else [limit for limit in limits if found.together.allowed == limit[1]]
+    png.write_bytes(spent_png(curve(found.orders, found.together.delta), found.together.delta, limits))
+
+
+def _json(found: Summary, last: int) -> dict[str, Any]:
+    return {
+        "num_lines": found.state.number,
+        "head": found.state.head,
+        "agreements": {spent.agreement: spent.to_json() for spent in found.agreements},
+        "together": None if found.together is None else found.together.to_json(),
+        "orders": [
+            {**json.loads(order.charged.line()), "answered": order.is_answered} for order in _last(found.orders, last)
+        ],
+    }
+
+
+def _show(found: Summary, last: int, console: Console) -> None:
+    table = Table("Line", "When", "Order", "Run", "Agreement", "Charged", "Answered")
+    for order in _last(found.orders, last):
+        table.add_row(*map(Text, _cells(order)))
+    if found.orders:
+        console.print(table)
+    for spent in found.agreements:
+        console.print(Text(_told(spent)), soft_wrap=True)
+    if found.together is not None and (len(found.agreements) != 1 or found.together.allowed is not None):
+        console.print(Text(_told(found.together)), soft_wrap=True)
+    if not found.orders:
+        console.print(Text("nothing was charged yet"))
+    console.print(
+        Text(f"{found.state.number} lines, none changed or missing; the last one's SHA-256 is {found.state.head}"),
+        soft_wrap=True,
+    )
+
+
+def _last(orders: tuple[Order, ...], last: int) -> tuple[Order, ...]:
+    return orders[-last:] if last else orders
+
+
+def _cells(order: Order) -> list[str]:
+    entry = order.charged
+    return [
+        str(entry.number),
+        entry.at[:19].replace("T", " "),
+        f"{entry.kind} {entry.order[:8]}",
+        entry.run[:12],
+        (entry.agreement or "")[:12],
+        ", ".join(map(_in_words, entry.mechanisms)),
+        "yes" if order.is_answered else "nothing left",
+    ]
+
+
+def _in_words(charge: MechanismCharge) -> str:
+    if isinstance(charge, SampledGaussianCharge):
+        return f"{charge.num_steps} steps, noise {charge.noise_multiplier:g}, sampling {charge.sampling_rate:g}"
+    return f"{charge.num_releases} x noise {charge.noise_multiplier:g}"
+
+
+def _whose(spent: Spent) -> str:
+    return f"agreement {spent.agreement[:12]}" if spent.agreement else "all together"
+
+
+def _told(spent: Spent) -> str:
+    allowed = "" if spent.allowed is None else f" of {spent.allowed:g}"
+    orders = "1 order" if spent.num_orders == 1 else f"{spent.num_orders} orders"
+    return f"{_whose(spent)}: {orders}, epsilon {spent.epsilon:g}{allowed} at delta {spent.delta:g}"
