@@ -29,6 +29,7 @@ from hansa_common.messages import (
 )
 from hansa_common.metrics import HISTOGRAM_LENGTH
 from hansa_common.record_types import Order, Reply
+from hansa_common.secure_messages import MaskedReply, Masking
 
 AGREED = validate_agreement(
     {
@@ -73,7 +74,18 @@ def statistics_with(place: int, count: int) -> StatisticsReply:
 def test_every_order_has_one_kind_of_reply_and_every_reply_an_order():
     kinds = messages._KINDS.values()
     assert set(REPLY_KINDS) == {kind for kind in kinds if issubclass(kind, Order)}
-    assert {*REPLY_KINDS.values(), Refusal} == {kind for kind in kinds if issubclass(kind, Reply)}
+    assert {*REPLY_KINDS.values(), MaskedReply, Refusal} == {kind for kind in kinds if issubclass(kind, Reply)}
+
+
+@pytest.mark.parametrize("kind", [RoundOrder, EvaluateOrder, StatisticsOrder])
+def test_what_leaves_for_a_masked_order_is_masked_and_for_another_is_not(kind):
+    masked = MaskedReply(**HEAD, vector=np.zeros(2, np.uint32), keys=np.zeros(0, np.uint8))
+    asked = kind.model_construct(masking=Masking(sum=1, next_sum=0))
+    assert isinstance(check_departure(encode(masked), asked, "a" * 64, "alder", AGREED), MaskedReply)
+    with pytest.raises(MerchantError, match=r"what leaves for it is a masked-reply"):
+        check_departure(encode(statistics_with(0, 90)), asked, "a" * 64, "alder", AGREED)
+    with pytest.raises(MerchantError, match=r"a masked-reply was to leave"):
+        checked(kind, masked)
 
 
 def test_no_reply_has_a_place_for_free_text():

@@ -20,6 +20,7 @@ from hansa_common.messages import (
     StatisticsOrder,
 )
 from hansa_common.record_types import Order
+from hansa_common.secure_messages import Masking
 
 NOON = time(12)
 FLOATS, OCTETS = np.zeros(0, np.float32), np.zeros(0, np.uint8)
@@ -126,12 +127,33 @@ def test_min_cohort_is_of_the_cohort_that_the_order_names(bound, refused):
     assert refused_kinds(f"min_cohort = {bound}") == refused
 
 
-def test_secure_aggregation_required_refuses_every_round_and_says_that_there_is_none():
-    assert refused_kinds("secure_aggregation_required = true") == {RoundOrder}
+MASKED = {
+    "roster": ["a", "b", "c"], "secure_aggregation": {"protocol": "double-masking"},
+    "cohort": {"min_merchants": 3, "max_update_norm": 10, "max_examples": 10_000},
+    "training": {"algorithm": "fedavg", "plan": {"optimizer": "sgd"}},
+}  # fmt: skip
+
+
+def test_secure_aggregation_required_refuses_whatever_leaves_in_the_clear_and_nothing_that_is_masked():
+    in_the_clear = {StatisticsOrder, RoundOrder, EvaluateOrder, RangesOrder, CandidateOrder}
+    assert refused_kinds("secure_aggregation_required = true") == in_the_clear
     assert refused_kinds("secure_aggregation_required = false") == set()
-    policy = MerchantPolicy(secure_aggregation_required=True)
-    with pytest.raises(PolicyError, match="this version has no secure aggregation"):
-        policy.verify(order(RoundOrder), AGREED, NOON)
+    policy, masked = MerchantPolicy(secure_aggregation_required=True), agreement(**MASKED)
+    assert policy.conflicts(masked) == []
+    for kind in (StatisticsOrder, RoundOrder, EvaluateOrder):
+        changes = {"plan": 0} if kind is RoundOrder else {}
+        policy.verify(order(kind, masking=Masking(sum=1, next_sum=2), **changes), masked, NOON)
+
+
+def test_own_bound_of_updates_refuses_masked_rounds_whose_updates_may_be_longer():
+    masked, asked = agreement(**MASKED), order(RoundOrder, plan=0, masking=Masking(sum=1, next_sum=2))
+    MerchantPolicy(max_update_norm=10).verify(asked, masked, NOON)
+    policy = MerchantPolicy(max_update_norm=9.5)
+    with pytest.raises(PolicyError, match=r"masked update of a norm up to 10, merchant\.toml has max_update_norm = 9"):
+        policy.verify(asked, masked, NOON)
+    assert policy.conflicts(masked) == [
+        "the agreement asks for masked updates up to 10, merchant.toml has max_update_norm = 9.5"
+    ]
 
 
 @pytest.mark.parametrize(("bound", "refused"), [(5, set()), (6, COUNTING)])

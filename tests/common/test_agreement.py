@@ -64,24 +64,26 @@ def another_value(values, places, place, value):
 ROBUSTNESS = {f"robustness.{key}" for key in ("rule", "num_dishonest", "max_norm", "groups")}
 # They need bounds that few agreements have: test_secure_agreement.py.
 SECURE_AGGREGATION = {f"secure_aggregation.{key}" for key in ("protocol", "colluders", "threshold")}
+# It needs keys, or stands beside a bound: test_audit_agreement.py and its like.
+AUDIT = {f"audit.{key}" for key in ("attack", "max_true_positive_rate", "shadows")}
 # What stands alone or not at all: the version, a feature's kind (other kinds have other fields), and values that must
 # agree with another one.
 FIXED = {
     "one plan": {
         "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "trust",
         "features.0.kind", "features.1.kind", "features.2.kind", "features.3.kind", "features.4.kind",
-        "features.1.hash_buckets", "training.plan.local_steps", *ROBUSTNESS, *SECURE_AGGREGATION,
+        "features.1.hash_buckets", "training.plan.local_steps", *ROBUSTNESS, *SECURE_AGGREGATION, *AUDIT, "privacy.dp",
     },
     "auto": {
         "hansa_common", "compression.sparsity", "training.algorithm", "features.0.kind", "features.1.kind",
         "data.split", "data.test_from", "data.validation_from", "training.candidates.0.optimizer", "trust",
         "training.plan.local_steps", "training.candidates.0.local_steps", "training.candidates.1.local_steps",
-        *ROBUSTNESS, *SECURE_AGGREGATION,
+        *ROBUSTNESS, *SECURE_AGGREGATION, *AUDIT, "privacy.dp",
     },
     "trusted": {
         "hansa_common", "compression.sparsity", "training.algorithm", "training.plan.algorithm", "features.0.kind",
         "data.split", "data.test_from", "data.validation_from", "roster.0", "roster.1", "roster.2",
-        "training.plan.local_steps", *ROBUSTNESS, *SECURE_AGGREGATION,
+        "training.plan.local_steps", *ROBUSTNESS, *SECURE_AGGREGATION, *AUDIT, "privacy.dp",
     },
 }  # fmt: skip
 

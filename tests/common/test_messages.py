@@ -34,6 +34,7 @@ from hansa_common.messages import (
     encode,
     message_hash,
 )
+from hansa_common.secure_messages import KeysOrder, KeysReply, MaskedReply, Masking, UnmaskOrder, UnmaskReply
 
 shown = st.characters(exclude_categories=("Cs", "Cc"))
 names = st.text(shown, min_size=1, max_size=120)
@@ -45,6 +46,7 @@ row_counts = st.integers(1, 2**30)
 floats = hnp.arrays("<u4", st.integers(0, 20)).map(lambda bits: bits.view("<f4"))
 integers = hnp.arrays("<i8", st.integers(0, 20))
 octets = hnp.arrays("u1", st.integers(0, 20))
+elements = hnp.arrays("<u4", st.integers(0, 20))
 
 ORDER = {
     "run_id": names,
@@ -54,11 +56,16 @@ ORDER = {
     "deadline_seconds": st.floats(0, 1e6, exclude_min=True),
 }
 REPLY = {"merchant": names, "order_hash": digests}
+sums = st.integers(1, 2**31)
+MASKABLE = {
+    "masking": st.one_of(st.none(), st.builds(Masking, sum=sums, next_sum=st.one_of(st.just(0), sums))),
+    "shares": octets,
+}
 shared_metrics = st.builds(SharedMetrics, num_test_rows=row_counts, roc_auc=finite, pr_auc=finite)
 
 BY_KIND = {
     "introduce": st.builds(IntroduceOrder, **{**ORDER, "sequence": st.just(0)}),
-    "statistics": st.builds(StatisticsOrder, **ORDER),
+    "statistics": st.builds(StatisticsOrder, **ORDER, **MASKABLE),
     "round": st.builds(
         RoundOrder,
         **ORDER,
@@ -71,6 +78,7 @@ BY_KIND = {
         included=st.one_of(st.just(""), digests),
         stage=st.sampled_from(["train", "prune", "control"]),
         masks=octets,
+        **MASKABLE,
     ),
     "evaluate": st.builds(
         EvaluateOrder, **ORDER, split=st.sampled_from(["validation", "test"]), preprocessing=texts, weights=floats
@@ -105,6 +113,18 @@ BY_KIND = {
     "evaluate-reply": st.builds(
         EvaluateReply, **REPLY, histogram=integers, metrics=st.one_of(st.none(), shared_metrics)
     ),
+    "keys": st.builds(KeysOrder, **ORDER, sum=sums),
+    "unmask": st.builds(
+        UnmaskOrder,
+        **ORDER,
+        sum=sums,
+        in_sum=st.lists(st.integers(0, 9_999), max_size=5).map(tuple),
+        next_sum=sums,
+        keys=octets,
+    ),
+    "keys-reply": st.builds(KeysReply, **REPLY, keys=octets),
+    "masked-reply": st.builds(MaskedReply, **REPLY, vector=elements, keys=octets),
+    "unmask-reply": st.builds(UnmaskReply, **REPLY, openings=octets, shares=octets),
     "refusal": st.builds(
         Refusal,
         **REPLY,

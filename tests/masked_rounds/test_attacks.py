@@ -14,6 +14,7 @@ from hansa_common.errors import MessageError, PolicyError, ReplayError, RoundAba
 from hansa_common.messages import RoundOrder
 from hansa_common.secret_sharing import combine
 from hansa_common.secure_keys import Advertisement, keys_from_bytes, keys_to_bytes, mask_context
+from hansa_common.secure_messages import Masking
 from hansa_common.secure_rows import rows_from_bytes, rows_to_bytes
 from hansa_common.secure_thresholds import secure_thresholds
 from hansa_server.unmasking import unmasked_sum
@@ -50,6 +51,7 @@ OTHERWISE = {
     "control": np.zeros(6, np.float32),
     "stage": "prune",
     "masks": np.ones(1, np.uint8),
+    "masking": Masking(sum=2, next_sum=3),
 }
 
 
@@ -57,9 +59,10 @@ OTHERWISE = {
 
 
 def test_an_order_is_the_same_for_everyone_but_for_its_recipient():
-    hashes = {secure_round.common_order_hash(order_of(recipient=f"merchant {i}", included="ef" * 32)) for i in range(3)}
+    own = {"included": "ef" * 32, "shares": np.ones(3, np.uint8)}
+    hashes = {secure_round.common_order_hash(order_of(recipient=f"merchant {i}", **own)) for i in range(3)}
     assert hashes == {secure_round.common_order_hash(order_of())}
-    assert set(OTHERWISE) == RoundOrder.model_fields.keys() - {"recipient", "included"}
+    assert set(OTHERWISE) == RoundOrder.model_fields.keys() - {"recipient", "included", "shares"}
 
 
 @pytest.mark.parametrize("field", OTHERWISE)

@@ -1,0 +1,127 @@
+"""What an agreement on masked sums refuses, in one line that says what to do; and what it means, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from hansa_common.agreement import validate_agreement
+from hansa_common.errors import AgreementError
+from hansa_common.keys import public_key_of
+from hansa_common.secure_agreement import (
+    MAX_MEAN_ERROR,
+    fixed_point_of,
+    identities_of,
+    secure_words,
+    thresholds_of,
+)
+from hansa_common.secure_keys import development_identity
+
+ROSTER = ("alder", "birch", "cedar", "dogwood")
+COHORT = {"min_merchants": 3, "max_update_norm": 10, "max_examples": 100_000}
+VALUES = {
+    "task": "fraud",
+    "label": {"column": "y"},
+    "features": [{"kind": "boolean", "name": "gift"}],
+    "roster": list(ROSTER),
+    "cohort": COHORT,
+    "secure_aggregation": {"protocol": "double-masking"},
+}
+
+
+def agreed(**changes):
+    return validate_agreement({**VALUES, **changes}, "the test")
+
+
+def section(**changes):
+    return {"protocol": "double-masking", **changes}
+
+
+def auto(**candidate):
+    plans = [{"optimizer": "sgd", "local_steps": 5}, {"optimizer": "sgd", "algorithm": "scaffold", **candidate}]
+    return {"algorithm": "auto", "rounds": 12, "candidates": plans}
+
+
+REFUSED = {
+    "no roster": ({"roster": []}, ["a roster of 3 merchants at least, there are 0"]),
+    "two merchants": ({"roster": list(ROSTER[:2]), "cohort": {**COHORT, "min_merchants": 2}}, ["there are 2"]),
+    "a cohort drawn": ({"cohort": {**COHORT, "size": 3}}, ["cohort.size 3 of 4", "leave size out"]),
+    "sums of two": ({"cohort": {**COHORT, "min_merchants": 2}}, ["cohort.min_merchants = 3 or more, it is 2"]),
+    "threshold of half": ({"secure_aggregation": section(threshold=2)}, ["2 shares", "allowed are 3 to 4"]),
+    "threshold of more": ({"secure_aggregation": section(threshold=5)}, ["5 shares", "allowed are 3 to 4"]),
+    "colluders": ({"secure_aggregation": section(colluders=3)}, ["3 colluders among 4", "allowed are 0 to 2"]),
+    "colluders beside a threshold": (
+        {"secure_aggregation": section(colluders=2, threshold=3)},
+        ["3 shares", "2 collude", "allowed are 4 to 4"],
+    ),
+    "bounds as they are by default": (
+        {"cohort": {"min_merchants": 3}},
+        ["max_update_norm 10000", "max_examples 1073741824", "max_update_norm = 10", "at most 10737407"],
+    ),
+    "scaffold in epochs": (
+        {"training": {"algorithm": "scaffold", "plan": {"optimizer": "sgd"}}},
+        ["local_steps with algorithm 'scaffold'", "two sums"],
+    ),
+    "scaffold in epochs among candidates": ({"training": auto(local_epochs=2)}, ["local_steps"]),
+    "own figures": ({"privacy": {"share_metrics": True}}, ["share_metrics = false"]),
+    "a small model": ({"compression": {"format": "int8"}}, ["format = 'none'"]),
+    "colluders without a protocol": ({"secure_aggregation": {"colluders": 1}}, ["'double-masking'", "leave them out"]),
+    "threshold without a protocol": ({"secure_aggregation": {"threshold": 3}}, ["'double-masking'"]),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_what_cannot_go_together_is_refused_in_one_line(how):
+    changes, told = REFUSED[how]
+    with pytest.raises(AgreementError) as refused:
+        agreed(**changes)
+    _, *lines = str(refused.value).splitlines()
+    assert len(lines) == 1
+    assert not lines[0].endswith("...")
+    assert all(words in lines[0] for words in told), lines[0]
+
+
+def test_bounds_that_a_refusal_tells_are_taken():
+    agreement = agreed(cohort={"min_merchants": 3, "max_update_norm": 10, "max_examples": 10_737_407})
+    fixed = fixed_point_of(agreement)
+    assert 0.99 * MAX_MEAN_ERROR < fixed.mean_error(4, 4000) <= MAX_MEAN_ERROR
+    with pytest.raises(AgreementError, match="at most"):
+        agreed(cohort={"min_merchants": 3, "max_update_norm": 10, "max_examples": 10_840_000})
+
+
+def test_scaffold_with_the_same_steps_for_everyone_is_taken():
+    agreed(training={"algorithm": "scaffold", "plan": {"optimizer": "sgd", "local_steps": 40}})
+    agreed(training=auto(local_steps=9))
+
+
+@pytest.mark.parametrize(
+    ("num_merchants", "colluders", "expected"),
+    [(3, 0, (3, 2, 0)), (3, 1, (3, 3, 0)), (4, 0, (3, 3, 1)), (10, 0, (6, 6, 4)), (10, 3, (7, 7, 3))],
+)
+def test_words_tell_the_threshold_who_may_drop_out_and_who_may_collude(num_merchants, colluders, expected):
+    roster = [f"merchant {place}" for place in range(num_merchants)]
+    agreement = agreed(roster=roster, secure_aggregation=section(colluders=colluders))
+    least, threshold, dropouts = expected
+    limits = thresholds_of(agreement)
+    assert (limits.least, limits.threshold, limits.dropouts) == expected
+    told = secure_words(agreement)[0]
+    for words in (
+        f"at least {least} of {num_merchants} merchants",
+        f"no more than {colluders} of them help",
+        f"{threshold} shares open a secret",
+        f"up to {dropouts} may drop out",
+    ):
+        assert words in told
+
+
+def test_words_tell_the_fixed_points_error_and_nothing_where_nothing_is_masked():
+    assert "by 9e-07 a coordinate" in secure_words(agreed())[1]
+    assert secure_words(agreed(secure_aggregation={})) == []
+
+
+def test_keys_are_those_of_trust_or_such_as_everyone_can_derive_from_a_name():
+    agreement = agreed()
+    assert identities_of(agreement) == {name: public_key_of(development_identity(name)) for name in ROSTER}
+    assert len(set(identities_of(agreement).values())) == len(ROSTER)
+    keys = {name: f"{place:02x}" * 32 for place, name in enumerate(ROSTER)}
+    trusted = agreed(trust={"coordinator": "c0" * 32, "merchants": keys})
+    assert dict(identities_of(trusted)) == keys
