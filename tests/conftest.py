@@ -69,6 +69,14 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f"tests took: {told}" if told else "no test was run")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_state_home(tmp_path_factory):
+    """Trainers note how far their ledgers are among the user's state, by their folder's path; paths of tests recur."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state-home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def public_data() -> Path:
     """The folder of the public data sets; for tests marked `data`."""

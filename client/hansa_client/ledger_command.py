@@ -93,7 +93,7 @@ def _json(found: Summary, last: int) -> dict[str, Any]:
 
 
 def _show(found: Summary, last: int, console: Console) -> None:
-    table = Table("Line", "When", "Order", "Run", "Agreement", "Charged", "Answered")
+    table = Table("Line", "When", "Order", "Agreement", "Times x noise (rate)", "Answered")
     for order in _last(found.orders, last):
         table.add_row(*map(Text, _cells(order)))
     if found.orders:
@@ -118,19 +118,19 @@ def _cells(order: Order) -> list[str]:
     entry = order.charged
     return [
         str(entry.number),
-        entry.at[:19].replace("T", " "),
-        f"{entry.kind} {entry.order[:8]}",
-        entry.run[:12],
-        (entry.agreement or "")[:12],
+        # A row is to fit into 80 characters.
+        entry.at[5:16].replace("T", " "),
+        entry.kind,
+        (entry.agreement or "")[:8],
         ", ".join(map(_in_words, entry.mechanisms)),
-        "yes" if order.is_answered else "nothing left",
+        "yes" if order.is_answered else "no",
     ]
 
 
 def _in_words(charge: MechanismCharge) -> str:
     if isinstance(charge, SampledGaussianCharge):
-        return f"{charge.num_steps} steps, noise {charge.noise_multiplier:g}, sampling {charge.sampling_rate:g}"
-    return f"{charge.num_releases} x noise {charge.noise_multiplier:g}"
+        return f"{charge.num_steps} x {charge.noise_multiplier:g} ({charge.sampling_rate:g})"
+    return f"{charge.num_releases} x {charge.noise_multiplier:g}"
 
 
 def _whose(spent: Spent) -> str:

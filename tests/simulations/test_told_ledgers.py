@@ -1,0 +1,116 @@
+"""What merchants say of their ledgers changes no model, and a ledger that went back between two runs is noticed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from hansa_client.guarded_trainer import Boundary, GuardedTrainer
+from hansa_client.ledger import Ledger, LedgerFiles
+from hansa_client.ledger_account import Limit
+from hansa_client.ledger_entries import Charge
+from hansa_client.ledger_head import LedgerHead
+from hansa_client.policy import Policy
+from hansa_client.seals import Sealed as MerchantSeals
+from hansa_common.keys import public_key_of
+from hansa_common.privacy import Gaussian
+from hansa_common.trust import Trust
+from hansa_server.federation import run_federation
+from hansa_server.ledger_book import LedgerBook
+from hansa_server.ledger_events import LedgerWentBack
+from hansa_server.run_state import RunState
+from hansa_server.seals import Sealed
+from hansa_simulations.grid import server_identity
+
+SIGNING = bytes(range(32))
+
+
+def key_of(name):
+    return name.encode().ljust(32, b"-")
+
+
+class Federation:
+    """Merchants with ledgers on disk, and runs under one coordinator's key."""
+
+    def __init__(self, shops, programs, folder) -> None:
+        plan = {**shops.plan}
+        plain = shops.scenario(training={"algorithm": "scaffold", "rounds": 2, "patience": 2, "plan": plan})
+        keys = {name: public_key_of(key_of(name)) for name in plain.agreement.roster}
+        self.trust = Trust(coordinator=public_key_of(SIGNING), merchants=keys)
+        self.scenario = replace(plain, agreement=plain.agreement.with_trust(self.trust))
+        self._shops, self._programs = shops, programs.sharing(plain.agreement)
+        self._folder, self._numbers = folder, count(1)
+
+    def files(self, name) -> LedgerFiles:
+        return LedgerFiles(self._folder / name / "ledger", LedgerHead(self._folder / "heads" / name))
+
+    def ledger(self, name) -> Ledger:
+        return Ledger(self.files(name))
+
+    def run(self, ledger_of):
+        """A run's weights, and its warnings of ledgers."""
+        warnings = []
+        book = LedgerBook(self._folder, self.trust.merchants)
+        agreement = self.scenario.agreement
+        trainers = {
+            name: GuardedTrainer(
+                worker,
+                Boundary(
+                    Policy(agreement, name),
+                    seals=MerchantSeals(self.trust.coordinator, key_of(name)),
+                    ledger=ledger_of(name),
+                ),
+            )
+            for name, worker in self._shops.workers(self.scenario, self._programs).items()
+        }
+        grid = self._shops.recording_grid(trainers)
+        seals = Sealed(self.trust, SIGNING, self._numbers.__next__)
+        with server_identity():
+            state = RunState(f"run {next(self._numbers)}")
+            result = run_federation(
+                grid, agreement, state, on_event=lambda event: warnings.extend(book.note(event)), seals=seals
+            )
+        return result.weights.tobytes(), warnings
+
+
+def spend(ledger: Ledger, number: int) -> None:
+    order_hash = f"{number:064x}"
+    agreed = Limit(8.0, 1e-5, "")
+    ledger.charge(Charge(order_hash, "run", "a" * 64, "c", "round", (Gaussian(50.0),), "a release", agreed))
+    ledger.answered(order_hash)
+
+
+@pytest.fixture
+def federation(shops, tiny_programs, tmp_path) -> Federation:
+    return Federation(shops, tiny_programs, tmp_path)
+
+
+def test_run_ends_in_the_same_bytes_whatever_ledgers_say(federation):
+    unstamped, _ = federation.run(lambda _: Ledger())
+    for number, name in enumerate(federation.trust.merchants):
+        spend(federation.ledger(name), number)
+    stamped, warnings = federation.run(federation.ledger)
+    # SCAFFOLD's variates count where the order names the reply: by a hash that does not hang on the ledger.
+    assert stamped == unstamped
+    assert warnings == []
+
+
+def test_machine_that_was_put_back_is_noticed_by_its_coordinator_alone(federation, tmp_path):
+    (first, *_) = federation.trust.merchants
+    spend(federation.ledger(first), 1)
+    for kept in ("heads", first):
+        shutil.copytree(tmp_path / kept, tmp_path / "backup" / kept)
+    spend(federation.ledger(first), 2)
+    assert federation.run(federation.ledger)[1] == []
+    before = federation.ledger(first).state
+    for kept in ("heads", first):
+        shutil.rmtree(tmp_path / kept)
+        shutil.copytree(tmp_path / "backup" / kept, tmp_path / kept)
+    # The merchant's own check finds nothing.
+    assert federation.ledger(first).state.number == 2
+    (warning,) = federation.run(federation.ledger)[1]
+    assert warning == LedgerWentBack(first, before, federation.ledger(first).state)
+    assert federation.run(federation.ledger)[1] == []
