@@ -8,21 +8,17 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
+from hansa_command import HANSA, WAIT_SECONDS, Command, processes_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
 MERCHANTS = ("alpha", "beta")
-LINE_SECONDS = 240.0
 # SuperLink's end is seen at once, and a run's process missed after ten seconds; the rest is for a slow machine.
 NOTICED_SECONDS = 60.0
 AGREEMENT = f"""
@@ -48,42 +44,8 @@ batch_size = 32
 """
 
 
-class Command:
-    """A `hansa` command in a process of its own, with its lines so far."""
-
-    def __init__(self, *words: object) -> None:
-        self.process = subprocess.Popen(
-            [*HANSA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with self.process.stdout as told:
-            for line in told:
-                self.lines.append(line.rstrip())
-
-    def says(self, words: str) -> bool:
-        assert self.process.poll() is None or any(words in line for line in self.lines), "\n".join(self.lines)
-        return any(words in line for line in self.lines)
-
-    def end(self, seconds: float) -> int:
-        code = self.process.wait(seconds)
-        self._reader.join(30)
-        return code
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        self.end(60)
-
-
 def wait_until(what: str, condition) -> None:
-    deadline = time.monotonic() + LINE_SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"it did not come: {what}"
         time.sleep(0.02)
@@ -107,7 +69,7 @@ class Federation:
             for name in MERCHANTS
         ]
         for merchant in self.merchants:
-            wait_until("a merchant", lambda merchant=merchant: merchant.says("waiting for orders"))
+            merchant.wait_for_line("waiting for orders")
 
     @property
     def state(self) -> tuple[object, ...]:
@@ -115,24 +77,16 @@ class Federation:
 
     def start_server(self) -> None:
         self.server = self._stack.enter_context(Command("server", "start", "--address", self.address, *self.state))
-        wait_until("SuperLink", lambda: self.server.says("SuperLink on"))
+        self.server.wait_for_line("SuperLink on")
 
     def command(self, *words: object) -> Command:
         return self._stack.enter_context(Command("server", *words, "--server", self.address, *self.state))
 
     def process(self, program: str) -> int:
-        """The process of this program that was started, at any remove, with this folder in view."""
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if (
-                    any(program.encode() in word for word in words[1:3])
-                    and os.fsencode(self.folder / "state" / "server") in (entry / "environ").read_bytes()
-                ):
-                    return int(entry.name)
-            except (OSError, ValueError):
-                continue
-        raise AssertionError(f"no {program} runs")
+        """The process of this program that was started, at any remove, with the server's folder in view."""
+        found = processes_of(self.folder / "state" / "server")
+        (pid,) = [pid for pid, words in found.items() if any(program in word for word in words.split(" ")[1:3])]
+        return pid
 
     def begin_run(self) -> None:
         """What merchants note from now on is another run's."""
@@ -180,16 +134,17 @@ def federation(tmp_path_factory):
 def kill_in_round_2(federation: Federation, run: Path, program: str) -> None:
     federation.begin_run()
     train = federation.command("train", federation.folder / "agreement.toml", "--out", run)
-    wait_until("round 2 at every merchant", lambda: train.says("waiting for 2 merchants") and federation.is_in_round(2))
+    train.wait_for_line("waiting for 2 merchants")
+    wait_until("round 2 at every merchant", lambda: federation.is_in_round(2))
     os.kill(federation.process(program), signal.SIGKILL)
-    assert train.end(NOTICED_SECONDS) == 1, train.lines
+    assert train.wait_for_end(NOTICED_SECONDS) == 1, train.lines
     assert f"`hansa server resume {run}` goes on with it" in train.lines[-1]
     assert not (run / "metrics.json").exists()
 
 
 def resumed(federation: Federation, run: Path) -> Command:
     resume = federation.command("resume", run)
-    assert resume.end(LINE_SECONDS) == 0, resume.lines
+    assert resume.wait_for_end(WAIT_SECONDS) == 0, resume.lines
     return resume
 
 
@@ -222,9 +177,9 @@ def test_run_whose_process_is_killed_in_a_round_goes_on_to_the_same_bytes(federa
 def test_run_whose_superlink_is_killed_in_a_round_goes_on_to_the_same_bytes(federation, unbroken, tmp_path):
     run = tmp_path / "run"
     kill_in_round_2(federation, run, "hansa_server.guarded_superlink")
-    assert federation.server.end(NOTICED_SECONDS) == 1
+    assert federation.server.wait_for_end(NOTICED_SECONDS) == 1
     refused = federation.command("resume", run)
-    assert refused.end(NOTICED_SECONDS) == 1
+    assert refused.wait_for_end(NOTICED_SECONDS) == 1
     assert "no SuperLink answers" in refused.lines[-1]
     federation.start_server()
     resumed(federation, run)

@@ -7,15 +7,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
-import select
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -25,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hansa_command import HANSA, WAIT_SECONDS, Command, processes_of, wait_until_gone
 
-HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
 MERCHANTS = ("alder", "birch", "cedar")
 # The three largest sources of visits stand for merchants.
 SOURCES = {"2": "alder", "1": "birch", "3": "cedar"}
 NUM_ROWS = 700
-WAIT_SECONDS = 120.0
 COLUMNS = ("PageValues", "ExitRates", "ProductRelated", "Month", "VisitorType", "Weekend", "Revenue")
 AGREEMENT = f"""
 name = "companies"
@@ -124,53 +118,6 @@ def write_tables(source: Path, folder: Path) -> None:
             writer.writerows(row for merchant in kept for row in rows[merchant])
 
 
-class Command:
-    """A `hansa` command in a process of its own, whose lines can be waited for."""
-
-    def __init__(self, folder: Path, *words: object) -> None:
-        self.process = subprocess.Popen(
-            [*HANSA, *map(str, words)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with self.process.stdout as told:
-            for line in told:
-                with self._changed:
-                    self.lines.append(line.rstrip())
-                    self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
-
-    def wait_for_line(self, words: str, after: int = 0) -> str:
-        """The first line with these words, of those after the first few."""
-
-        def found() -> list[str]:
-            return [line for line in self.lines[after:] if words in line]
-
-        with self._changed:
-            self._changed.wait_for(lambda: found() or not self._reader.is_alive(), WAIT_SECONDS)
-        assert found(), f"{words!r} did not come:\n{self.text}"
-        return found()[0]
-
-    def wait_for_end(self, seconds: float = WAIT_SECONDS) -> int:
-        code = self.process.wait(seconds)
-        self._reader.join(30)
-        return code
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.wait_for_end(60)
-
-
 @dataclass(frozen=True)
 class Finished:
     """What a command that ended by itself said."""
@@ -212,11 +159,8 @@ class Party:
     def running(self, *words: object) -> Iterator[Command]:
         """A command while the block runs."""
         self.said.append(shlex.join(map(str, words)))
-        started = Command(self.folder, *words)
-        try:
+        with Command(*words, cwd=self.folder) as started:
             yield started
-        finally:
-            started.stop()
 
 
 class Companies:
@@ -283,14 +227,7 @@ class Companies:
 
     def wait_until_gone(self) -> None:
         """Wait, a bounded time, for the end of every process."""
-        for pid in self.processes():
-            try:
-                descriptor = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            select.select([descriptor], [], [], 60)
-            os.close(descriptor)
-        assert self.processes() == {}
+        wait_until_gone(self.folder)
 
 
 def at_once(actions: list[Callable[[], object]]) -> None:
@@ -304,23 +241,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def processes_of(folder: Path) -> dict[int, str]:
-    """The command lines of the living processes that work in a folder, or have a file of it in view."""
-    found = {}
-    for process in Path("/proc").iterdir():
-        if not process.name.isdecimal() or int(process.name) == os.getpid():
-            continue
-        try:
-            words, here = (process / "cmdline").read_bytes(), os.fsencode((process / "cwd").readlink())
-            seen = b"\0".join([words, (process / "environ").read_bytes(), here + b"/"])
-            is_gone = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            continue
-        if not is_gone and os.fsencode(folder) + b"/" in seen:
-            found[int(process.name)] = words.replace(b"\0", b" ").decode(errors="replace")
-    return found
 
 
 @pytest.fixture(scope="session")
