@@ -1,6 +1,6 @@
 """The running `hansa server start` of a state folder: found by another command, and ended by it.
 
-`server.pid` in the state folder holds the process and the address, and the process holds a lock on it as long as it
+`server.pid` in the state folder holds the process and its addresses, and the process holds a lock on it as long as it
 lives, however it ends: a number that was left behind is never taken for a server.
 """
 
@@ -27,15 +27,18 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A server that runs: its process, and where its SuperLink listens on this machine."""
+    """A server that runs: its process, where its SuperLink listens on this machine, and where its gateway listens for
+    merchants, None in development.
+    """
 
     pid: int
     address: Address
+    gateway: Address | None = None
 
 
 @contextmanager
-def registered(state: Path, address: Address) -> Iterator[None]:
-    """Be the server of the state folder while the block runs.
+def registered(state: Path, address: Address, gateway: Address | None = None) -> Iterator[None]:
+    """Be the server of the state folder while the block runs; the addresses are ServerProcess's.
 
     Raises:
         UsageError: another process is, or others can open the folder.
@@ -51,7 +54,8 @@ def registered(state: Path, address: Address) -> Iterator[None]:
                 "another --state"
             ) from None
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()} {address}\n".encode())
+        words = [str(os.getpid()), str(address), *([] if gateway is None else [str(gateway)])]
+        os.write(descriptor, f"{' '.join(words)}\n".encode())
         yield
     finally:
         os.close(descriptor)
@@ -63,11 +67,11 @@ def find(state: Path) -> ServerProcess | None:
         with (state / PID_NAME).open(encoding="ascii") as file:
             if not _is_locked(file.fileno()):
                 return None
-            pid, _, address = file.read().strip().partition(" ")
+            pid, *addresses = file.read().split() or [""]
     except FileNotFoundError:
         return None
     # It has the lock, and writes these a moment later.
-    return ServerProcess(int(pid), parse_address(address)) if address else None
+    return ServerProcess(int(pid), *map(parse_address, addresses)) if addresses else None
 
 
 def stop(state: Path, server: ServerProcess) -> None:

@@ -65,7 +65,7 @@ def _serve_provisioned(state: Path, address: Address, tell: Tell) -> NoReturn:
     own = superlink.free_address()
     with (
         gateway.listening(address) as listener,
-        server_process.registered(state, own),
+        server_process.registered(state, own, address),
         superlink.running(own, state, "registered") as child,
         keeping(tell) as kept,
     ):

@@ -66,9 +66,8 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values; times in ISO 8601, UTC."""
-        server = None if self.server is None else {"pid": self.server.pid, "address": str(self.server.address)}
         return {
-            "server": server,
+            "server": None if self.server is None else _server_json(self.server),
             "merchants": {merchant.name: _merchant_json(merchant) for merchant in self.merchants},
             "runs": [
                 {"folder": str(run.folder), "state": run.state, "rounds_done": run.rounds_done} for run in self.runs
@@ -193,6 +192,11 @@ def _merchant_json(merchant: MerchantStatus) -> dict[str, Any]:
         "version": merchant.version or None,
         "agreement_approved": merchant.has_approved,
         "rounds_served": merchant.rounds_served,
+def _server_json(server: ServerProcess) -> dict[str, Any]:
+    gateway = None if server.gateway is None else str(server.gateway)
+    return {"pid": server.pid, "address": str(server.address), "gateway": gateway}
+
+
         "in_two_places": _time_json(merchant.in_two_places),
     }
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hansa_server.server_process import ServerProcess
 from hansa_server.status import MerchantStatus, Status, read_status
 
 _APPROVED: Final = {True: "yes", False: "no", None: "-"}
@@ -35,8 +36,7 @@ def status(
 def show(found: Status, console: Console, now: datetime) -> None:
     """Print a status for people."""
     server = found.server
-    running = "is not running" if server is None else f"SuperLink on {server.address}, process {server.pid}"
-    lines = [f"server: {running}"]
+    lines = ["server: is not running" if server is None else f"server: {_where(server)}, process {server.pid}"]
     lines += [f"run in {run.folder}: {run.state}, rounds done: {run.rounds_done}" for run in found.runs]
     if found.num_unknown_nodes:
         lines.append(f"connected, not introduced yet: {found.num_unknown_nodes}")
@@ -60,6 +60,12 @@ def _cells(merchant: MerchantStatus, now: datetime) -> list[str]:
         merchant.name,
         "yes" if merchant.is_connected else "no",
         "never" if merchant.last_seen is None else ago((now - merchant.last_seen).total_seconds()),
+def _where(server: ServerProcess) -> str:
+    """Where merchants connect, first of all."""
+    own = f"SuperLink on {server.address}"
+    return own if server.gateway is None else f"gateway on {server.gateway}, {own}"
+
+
         merchant.version or "-",
         _APPROVED[merchant.has_approved],
         str(merchant.rounds_served),

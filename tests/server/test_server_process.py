@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from hansa_common.addresses import Address
+from hansa_common.addresses import Address, parse_address
 from hansa_common.errors import CoordinatorError, UsageError
 from hansa_server import server_process
 from hansa_server.server_process import PID_NAME, ServerProcess
@@ -45,6 +45,13 @@ def test_running_server_is_found_with_its_address(tmp_path):
     state = tmp_path / "state"
     with server(state) as process:
         assert server_process.find(state) == ServerProcess(process.pid, ADDRESS)
+
+
+@pytest.mark.parametrize("gateway", ["fl.example.com:8443", "0.0.0.0:8443", "[::]:8443"])
+def test_gateway_is_found_beside_superlink(tmp_path, gateway):
+    where = parse_address(gateway)
+    with server_process.registered(tmp_path / "state", ADDRESS, where):
+        assert server_process.find(tmp_path / "state") == ServerProcess(os.getpid(), ADDRESS, where)
 
 
 def test_second_server_of_one_folder_is_refused(tmp_path):

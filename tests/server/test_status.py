@@ -202,6 +202,15 @@ def test_command_prints_json_and_a_table(serving, hansa):
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["alder", "yes", "now", "0.1.0", "yes", "1"]
 
 
+def test_command_shows_where_merchants_connect(coordinator, hansa):
+    superlink, gateway = Address("127.0.0.1", 8000), Address("0.0.0.0", 8443)  # noqa: S104 - nothing listens
+    with server_process.registered(coordinator.state, superlink, gateway):
+        told = hansa("server", "status", "--state", coordinator.state)
+        as_json = json.loads(hansa("server", "status", "--state", coordinator.state, "--json").stdout)
+    assert "server: gateway on 0.0.0.0:8443, SuperLink on 127.0.0.1:8000, process" in told.stdout
+    assert (as_json["server"]["gateway"], as_json["server"]["address"]) == ("0.0.0.0:8443", "127.0.0.1:8000")
+
+
 def test_reading_does_not_make_a_database(hansa, tmp_path):
     result = hansa("server", "status", "--state", tmp_path)
     assert (result.exit_code, list(tmp_path.iterdir())) == (0, [])

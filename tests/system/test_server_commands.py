@@ -7,17 +7,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hansa_command import HANSA
 
 from hansa_server import superlink
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-HANSA = [sys.executable, "-c", "from hansa_common.cli import main; main()"]
 LONGEST_SECONDS = 120.0
 AGREEMENT = """
 name = "commands"
@@ -75,7 +74,7 @@ def test_run_is_told_while_it_waits_and_stop_ends_it_and_then_the_server(place):
             assert "waiting for 2 merchants" in train.first_line
 
             told = json.loads(hansa("server", "status", *state, "--json").stdout)
-            assert told["server"] == {"pid": server.pid, "address": address}
+            assert told["server"] == {"pid": server.pid, "address": address, "gateway": None}
             assert told["runs"] == [{"folder": str(out), "state": "running", "rounds_done": 0}]
             assert {name: entry["connected"] for name, entry in told["merchants"].items()} == {
                 "alder": False,
