@@ -27,7 +27,8 @@ from hansa_client.data import Problem, feature_rows
 from hansa_client.tables import RaggedRow, read_even_rows
 from hansa_common.bundle import Bundle
 from hansa_common.features import Inputs
-from hansa_common.scorer import check_hash_key, scores_of
+from hansa_common.metrics import scores_of
+from hansa_common.scorer import check_hash_key
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ def _bin_edges() -> NDArray[np.float64]:
 
 
 def scores_of(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The probabilities that logits stand for, of any shape; no logit overflows.
+    """The probabilities that logits stand for, of any shape, as accurate near 0 as a float64 can be; none overflows.
 
-    >>> scores_of(np.float32([-1000.0, 0.0, 1000.0]))
-    array([0. , 0.5, 1. ])
+    >>> scores_of(np.float32([-1000.0, -100.0, 0.0, 1000.0]))
+    array([0.00000000e+00, 3.72007598e-44, 5.00000000e-01, 1.00000000e+00])
     """
     return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hansa_common.bundle import Bundle
 from hansa_common.errors import UsageError
+from hansa_common.metrics import scores_of
 from hansa_common.single_row import Row, RowTransform
 from hansa_common.statistics import Columns
 from hansa_common.tflite import TfliteNetwork
@@ -66,15 +67,6 @@ class Scorer:
         # Not numpy, which takes ten times as long for one.
         rest = exp(-abs(logit))
         return 1.0 / (1.0 + rest) if logit >= 0.0 else rest / (1.0 + rest)
-
-
-def scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities (rows,) of logits (rows,), as accurate near 0 as a float64 can be.
-
-    >>> scores_of(np.array([0.0, -100.0], np.float32))
-    array([5.00000000e-01, 3.72007598e-44])
-    """
-    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
 
 
 def check_hash_key(bundle: Bundle, hash_key: bytes | None) -> None:
