@@ -20,7 +20,6 @@ import gzip
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from hansa_common import children
 from hansa_common.activations import Range, Ranges, activation_widths
 from hansa_common.errors import CompressionError
 from hansa_common.model import ModelSpec
@@ -47,6 +47,7 @@ FLOAT_FILE: Final = "float.tflite"
 INT8_FILE: Final = "int8.tflite"
 FINDINGS: Final = "findings.json"
 FAILURE: Final = "failure.txt"
+OUTPUT: Final = "output.txt"
 
 _MAX_SHOWN_CHARS: Final = 300
 # One result on every machine, and nothing on the terminal.
@@ -158,39 +159,24 @@ def _check_range(name: str, bounds: Range) -> None:
 
 def _run_child(folder: Path, max_seconds: float) -> None:
     command = [sys.executable, "-m", "hansa_server.compression_process", str(folder)]
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **_ENVIRONMENT},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as child:
+    # Whatever ends the block, an interrupt too, ends the child and what that started.
+    with children.running("compression", command, {**os.environ, **_ENVIRONMENT}, log=folder / OUTPUT) as child:
         try:
-            output, _ = child.communicate(timeout=max_seconds)
+            code = child.process.wait(max_seconds)
         except subprocess.TimeoutExpired:
             raise CompressionError(
                 f"compressing the model took longer than {max_seconds:.0f} s and was stopped; the machine may be busy "
                 "or short of memory"
             ) from None
-        finally:
-            # Also on an interrupt; what the child itself started goes too.
-            _kill_group(child)
-    if child.returncode or not (folder / FINDINGS).exists():
-        raise CompressionError(_reason(folder, child.returncode, output))
+    if code or not (folder / FINDINGS).exists():
+        raise CompressionError(_reason(folder, code))
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-
-
-def _reason(folder: Path, status: int, output: bytes) -> str:
+def _reason(folder: Path, code: int) -> str:
     """One line: what the child itself said, or how it ended."""
     told = folder / FAILURE
     if told.exists():
         return told.read_text(encoding="utf-8")
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in (folder / OUTPUT).read_bytes().decode(errors="replace").splitlines() if line.strip()]
     last = f"; its last line: {lines[-1].strip()[:_MAX_SHOWN_CHARS]}" if lines else ""
-    return f"the process that compresses the model {how}{last}"
+    return f"the process that compresses the model {children.how_it_ended(code)}{last}"
