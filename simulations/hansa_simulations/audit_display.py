@@ -65,7 +65,7 @@ class AuditDisplay:
 def print_audit(audit: Audit, console: Console | None = None) -> None:
     """Print every attack in a line, what they find out of shadows, and the verdict."""
     console = Console() if console is None else console
-    table = Table("attack", "on", "area", *(f"found at {rate:.1%} mistaken" for rate in FALSE_POSITIVE_RATES))
+    table = Table("attack", "on", "area", *(f"found at {rate:.1%}" for rate in FALSE_POSITIVE_RATES))
     for attack in audit.attacks:
         style = "bold" if attack is audit.strongest else ""
         table.add_row(*map(Text, (attack.name, attack.model, *_figures(attack))), style=style)
@@ -74,7 +74,10 @@ def print_audit(audit: Audit, console: Console | None = None) -> None:
         table.add_row(*map(Text, ("LiRA, online", "each shadow by the others", "", *map(_share, found))))
     console.print(table)
     rates = audit.strongest.rates
-    told = f"{rates.num_members:,} members, {rates.num_non_members:,} non-members; intervals are of 95 %."
+    told = (
+        f"Found are members, of {rates.num_members:,}, where so many of {rates.num_non_members:,} non-members are "
+        "taken for some; intervals are of 95 %."
+    )
     few = [rate for rate in FALSE_POSITIVE_RATES if rates.num_non_members < least_non_members(rate)]
     if few:
         told += f" At {few[0]:.1%} it takes {least_non_members(few[0]):,} non-members to tell."
@@ -87,13 +90,11 @@ def print_audit(audit: Audit, console: Console | None = None) -> None:
 
 
 def _inversion_table(audit: Audit) -> Table:
-    table = Table(
-        "one merchant's update of", "rows", "inverted by", "cells told", "guessed", "most usual", "whole rows"
-    )
+    table = Table("update of", "rows", "inverted by", "cells told", "guessed", "usual", "whole rows")
     for found in audit.inversions:
-        baselines = (f"{100 * share.estimate:.1f} %" for share in (found.guessed, found.most_usual))
-        shares = _share(found.told), *baselines, f"{100 * found.whole_rows:.1f} %"
-        table.add_row(*map(Text, (found.size, f"{found.num_rows:,}", found.attack, *shares)))
+        shares = (f"{100 * share.estimate:.1f} %" for share in (found.told, found.guessed, found.most_usual))
+        told = (found.size, f"{found.num_rows:,}", found.attack, *shares, f"{100 * found.whole_rows:.1f} %")
+        table.add_row(*map(Text, told))
     return table
 
 

@@ -31,6 +31,8 @@ from hansa_common.vectors import Vector, unflatten
 NUM_STARTS: Final = 3
 NUM_STEPS: Final = 400
 LEARNING_RATE: Final = 0.06
+# A cosine of this much less than one is as good as one.
+NEAR_ENOUGH: Final = 1e-4
 _LEAST_GRADIENT: Final = 1e-12
 # What a category that was read off starts from, so that a softmax of it is nearly it.
 _SHARPNESS: Final = 6.0
@@ -109,6 +111,8 @@ class GradientMatch:
             found, distance = self._descended(guess, known)
             if distance < best_distance:
                 best, best_distance = self._rows(tf.constant(found)).numpy(), distance
+            if best_distance <= NEAR_ENOUGH:
+                break
         return best
 
     def _descended(self, guess: Floats, known: tuple[list[Any], Any, Any]) -> tuple[Floats, float]:
@@ -121,6 +125,8 @@ class GradientMatch:
             distance, gradient = (part.numpy() for part in self._step(tf.constant(guess), *known))
             if distance < best_distance:
                 best, best_distance = guess, float(distance)
+            if best_distance <= NEAR_ENOUGH:
+                break
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
             moved = (first / (1 - 0.9**number)) / (np.sqrt(second / (1 - 0.999**number)) + 1e-8)
             guess = (guess - LEARNING_RATE * moved).astype(np.float32)

@@ -2,7 +2,7 @@
 
 Attacked is the first round of the merchant with the fewest training rows, from the weights that everybody knows:
 
-the run's own round   all its training rows, under the run's plan: what really leaves
+the run's round       all its training rows, under the run's plan: what really leaves
 one batch             as many of its rows as a batch has, one plain step
 one row               one of its rows, one plain step: here the attack works, so that it is known to be one
 
@@ -49,8 +49,8 @@ ONE_ROW_TRIALS: Final = 20
 ONE_BATCH_TRIALS: Final = 3
 _BASELINE_DRAWS: Final = 20
 _RESAMPLES: Final = 2000
-READ_OFF: Final = "read off the first layer"
-MATCHED: Final = "matched gradients"
+READ_OFF: Final = "read off"
+MATCHED: Final = "matched"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Inverter:
         plan = self._agreement.training.plans[0]
         own = len(self._table.train)
         sizes = (
-            ("the run's own round", own, 1, self._agreement),
+            ("the run's round", own, 1, self._agreement),
             ("one batch", min(plan.batch_size, own), ONE_BATCH_TRIALS, one_plain_step(self._agreement)),
             ("one row", 1, ONE_ROW_TRIALS, one_plain_step(self._agreement)),
         )
