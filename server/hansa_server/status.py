@@ -185,6 +185,11 @@ def _served(folder: Path) -> list[str]:
     return [name for entry in rounds for name in entry["cohort"] if name not in entry["dropped"]]
 
 
+def _server_json(server: ServerProcess) -> dict[str, Any]:
+    gateway = None if server.gateway is None else str(server.gateway)
+    return {"pid": server.pid, "address": str(server.address), "gateway": gateway}
+
+
 def _merchant_json(merchant: MerchantStatus) -> dict[str, Any]:
     return {
         "connected": merchant.is_connected,
@@ -192,12 +197,8 @@ def _merchant_json(merchant: MerchantStatus) -> dict[str, Any]:
         "version": merchant.version or None,
         "agreement_approved": merchant.has_approved,
         "rounds_served": merchant.rounds_served,
-def _server_json(server: ServerProcess) -> dict[str, Any]:
-    gateway = None if server.gateway is None else str(server.gateway)
-    return {"pid": server.pid, "address": str(server.address), "gateway": gateway}
-
-
         "in_two_places": _time_json(merchant.in_two_places),
+        "ledger_went_back": _time_json(merchant.ledger_went_back),
     }
 
 

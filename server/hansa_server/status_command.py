@@ -55,17 +55,17 @@ def show(found: Status, console: Console, now: datetime) -> None:
         console.print(table)
 
 
-def _cells(merchant: MerchantStatus, now: datetime) -> list[str]:
-    return [
-        merchant.name,
-        "yes" if merchant.is_connected else "no",
-        "never" if merchant.last_seen is None else ago((now - merchant.last_seen).total_seconds()),
 def _where(server: ServerProcess) -> str:
     """Where merchants connect, first of all."""
     own = f"SuperLink on {server.address}"
     return own if server.gateway is None else f"gateway on {server.gateway}, {own}"
 
 
+def _cells(merchant: MerchantStatus, now: datetime) -> list[str]:
+    return [
+        merchant.name,
+        "yes" if merchant.is_connected else "no",
+        "never" if merchant.last_seen is None else ago((now - merchant.last_seen).total_seconds()),
         merchant.version or "-",
         _APPROVED[merchant.has_approved],
         str(merchant.rounds_served),
