@@ -40,7 +40,8 @@ from hansa_common.messages import (
 )
 from hansa_common.record_types import Order
 from hansa_common.secret_sharing import DrawBytes
-from hansa_common.secure_agreement import identities_of, thresholds_of
+from hansa_common.secure_agreement import identities_of
+from hansa_common.secure_groups import session_of
 from hansa_common.secure_keys import Session, development_identity
 from hansa_common.secure_layouts import evaluation_layout, round_layout, statistics_layout
 from hansa_common.secure_messages import (
@@ -74,7 +75,6 @@ class MaskedSums:
     ) -> None:
         self._agreement = agreement
         self._fingerprint = agreement.fingerprint
-        self._thresholds = thresholds_of(agreement)
         self._merchant = merchant
         self._memory = memory
         self._begun = MaskedRounds(merchant, identities_of(agreement), identity_private_key, draw=draw)
@@ -185,7 +185,7 @@ class MaskedSums:
         self._record = record
 
     def _session(self, order: Order, number: int) -> Session:
-        return Session(self._fingerprint, order.run_id, number, self._agreement.roster, self._thresholds)
+        return session_of(self._agreement, self._fingerprint, order.run_id, number)
 
 
 def masked_sums_of(agreement: Agreement, merchant: str, state: Path) -> MaskedSums | None:

@@ -65,8 +65,9 @@ def thresholds(section: SecureAggregation, cohort: Cohort, roster: Sequence[str]
 
 
 def thresholds_of(agreement: Agreement) -> Thresholds:
-    """What holds for every sum under an agreement that has passed its checks."""
-    return thresholds(agreement.secure_aggregation, agreement.cohort, agreement.roster)
+    """What holds for every sum, or for that of the smallest group, under an agreement that has passed its checks."""
+    smallest = agreement.roster[: len(agreement.roster) // (agreement.robustness.groups or 1)]
+    return thresholds(agreement.secure_aggregation, agreement.cohort, smallest)
 
 
 def fixed_point_of(agreement: Agreement) -> FixedPoint:
@@ -96,10 +97,12 @@ def secure_words(agreement: Agreement) -> list[str]:
     if not agreement.secure_aggregation.is_on:
         return []
     limits, error = thresholds_of(agreement), mean_error(agreement.cohort, agreement.roster)
+    groups = agreement.robustness.groups
+    of = "" if groups is None else f" of a group, {groups} of which are drawn anew for each sum"
     sums = (
-        f"the coordinator sees sums over at least {limits.least} of {limits.num_merchants} merchants, and no single "
-        f"merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} shares open a "
-        f"secret, and up to {limits.dropouts} may drop out of a sum"
+        f"the coordinator sees sums over at least {limits.least} of {limits.num_merchants} merchants{of}, and no "
+        f"single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} shares "
+        f"open a secret, and up to {limits.dropouts} may drop out of a sum"
     )
     off = f"at {ROWS_OF_ERROR:,} training rows a merchant, masking moves a mean update by {error:.1g} a coordinate"
     return [sums, f"{off} at most"]
@@ -122,13 +125,15 @@ def check_secure_aggregation_fits(
     if not section.is_on:
         return
     found = chain(
-        _of_merchants(section, cohort, roster), _of_training(training, robustness), _of_releases(privacy, compression)
+        _of_merchants(section, cohort, roster, robustness.groups or 1),
+        _of_training(training, robustness),
+        _of_releases(privacy, compression),
     )
     if problem := next(found, None):
         raise ValueError(f"[secure_aggregation] {problem}")
 
 
-def _of_merchants(section: SecureAggregation, cohort: Cohort, roster: Sequence[str]) -> Iterator[str]:
+def _of_merchants(section: SecureAggregation, cohort: Cohort, roster: Sequence[str], num_groups: int) -> Iterator[str]:
     if len(roster) < MIN_MERCHANTS:
         yield f"needs a roster of {MIN_MERCHANTS} merchants at least, there are {len(roster)}; name them in roster"
         return
@@ -142,10 +147,12 @@ def _of_merchants(section: SecureAggregation, cohort: Cohort, roster: Sequence[s
             f"needs cohort.min_merchants = {LEAST_IN_SUM} or more, it is {cohort.min_merchants}: in a sum of two each "
             "merchant finds the other's part"
         )
-    try:
-        thresholds(section, cohort, roster)
-    except ValueError as error:
-        yield str(error)
+    smallest, largest = len(roster) // num_groups, -(-len(roster) // num_groups)
+    for size in {smallest, largest}:
+        try:
+            thresholds(section, cohort, roster[:size])
+        except ValueError as error:
+            yield str(error)
     yield from _of_bounds(cohort, roster)
 
 
@@ -168,8 +175,11 @@ def _of_training(training: Training, robustness: Robustness) -> Iterator[str]:
             "needs local_steps with algorithm 'scaffold': after other numbers of steps the variates need a second sum, "
             "and of two sums that are weighted otherwise single updates can be read; set local_steps"
         )
-    if not robustness.is_mean:
-        yield f"refuses robustness.rule {robustness.rule!r}, which looks at single updates; set rule = 'mean'"
+    if not robustness.is_mean and robustness.groups is None:
+        yield (
+            f"refuses robustness.rule {robustness.rule!r}, which looks at single updates; set robustness.groups, so "
+            "that it looks at sums of groups, or rule = 'mean'"
+        )
 
 
 def _of_releases(privacy: Privacy, compression: Compression) -> Iterator[str]:

@@ -19,6 +19,7 @@ from hansa_common.vectors import Vector
 from hansa_server.masked_figures import masked_metrics
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import Split, check_evaluate_reply, max_split_rows
+from hansa_server.robust_masked import grouped_metrics
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def evaluate(
     `stage` is the one that made them.
     """
     if run.agreement.secure_aggregation.is_on:
-        return Evaluation(masked_metrics(run, merchants, split, preprocessing, weights, stage), {})
+        metrics_of = masked_metrics if run.agreement.robustness.groups is None else grouped_metrics
+        return Evaluation(metrics_of(run, merchants, split, preprocessing, weights, stage), {})
 
     def order(merchant: Merchant) -> EvaluateOrder:
         header = run.header(merchant.name)

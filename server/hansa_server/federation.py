@@ -39,6 +39,7 @@ from hansa_server.masked_state import MaskedState
 from hansa_server.participants import ExchangeNumbers, Merchant, Run
 from hansa_server.pruning_rounds import prune_step
 from hansa_server.replies import check_statistics_reply
+from hansa_server.robust_masked import grouped_statistics
 from hansa_server.robust_preprocessing import fitted_preprocessing
 from hansa_server.run_events import Event, RoundFinished, RunFinished, RunStarted, areas
 from hansa_server.run_folder import SmallModel
@@ -249,14 +250,17 @@ def register(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant,
 
 
 def _registered_by_sum(run: Run, merchants: tuple[Merchant, ...]) -> tuple[tuple[Merchant, ...], FittedPreprocessing]:
-    found = masked_statistics(run, merchants)
-    if found is None:
-        raise RunFailedError(
-            f"the statistics of {len(merchants)} merchants gave no sum, and are told once a run; their own logs say "
-            "why, and another run asks anew"
-        )
-    run.sums.num_train_rows = found.num_train_rows
-    return found.merchants, fitted_preprocessing(run.agreement, [found.statistics])
+    if run.agreement.robustness.groups is not None:
+        if vectors := grouped_statistics(run, merchants):
+            # Whose group had no sum takes part all the same: a liar's company is not to blame.
+            return merchants, fitted_preprocessing(run.agreement, vectors)
+    elif (found := masked_statistics(run, merchants)) is not None:
+        run.sums.num_train_rows = found.num_train_rows
+        return found.merchants, fitted_preprocessing(run.agreement, [found.statistics])
+    raise RunFailedError(
+        f"the statistics of {len(merchants)} merchants gave no sum, and are told once a run; their own logs say why, "
+        "and another run asks anew"
+    )
 
 
 def _reasons(finished: RoundFinished) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from hansa_common.agreement import Agreement
 from hansa_common.messages import RoundOrder
 from hansa_common.metrics import Metrics, check_histogram, metrics_from_histogram
 from hansa_common.round_vector import RoundSum
@@ -24,7 +25,7 @@ from hansa_common.secure_messages import MaskableOrder
 from hansa_server.aggregation import Doubles
 from hansa_server.algorithms import NONE, control_step_from_mean, step
 from hansa_server.masked_figures import IMPLAUSIBLE
-from hansa_server.masked_sums import SumAbandoned, Summed, masked_sum
+from hansa_server.masked_sums import OrderOf, SumAbandoned, Summed, masked_sum
 from hansa_server.participants import Merchant, Run
 from hansa_server.rounds import PlanState, Round
 from hansa_server.run_events import ReplyReceived, RoundFinished, RoundStarted
@@ -75,8 +76,27 @@ class _Learned:
 
 
 def _learned(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> _Learned:
-    agreement, weights = run.agreement, asked.state.server.weights
-    layout, control = round_layout(agreement, weights.size), asked.control
+    agreement, what = run.agreement, f"round {asked.number}"
+    layout = round_layout(agreement, asked.state.server.weights.size)
+    summed = masked_sum(
+        run, merchants, what, masked_order(agreement, asked), layout.num_elements,
+        on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
+    )  # fmt: skip
+    if summed.total is None:
+        return _Learned(summed)
+    try:
+        found = layout.decode(summed.total)
+        check_histogram(found.counts, agreement.cohort.max_examples * len(merchants))
+        check_mean(found.mean_update, agreement.cohort.max_update_norm)
+    except ValueError as error:
+        run.tell(SumAbandoned(what, IMPLAUSIBLE, str(error)))
+        return _Learned(replace(summed, total=None, in_sum={}, abandoned=IMPLAUSIBLE))
+    return _Learned(summed, found, metrics_from_histogram(found.counts))
+
+
+def masked_order(agreement: Agreement, asked: Round) -> OrderOf:
+    """What each merchant of a round is asked, once its header and masks are known."""
+    weights, control = asked.state.server.weights, asked.control
 
     def order(merchant: Merchant, header: dict[str, Any]) -> MaskableOrder:
         return RoundOrder(
@@ -92,24 +112,15 @@ def _learned(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> _Learne
             masks=asked.masks,
         )
 
-    what = f"round {asked.number}"
-    summed = masked_sum(
-        run, merchants, what, order, layout.num_elements,
-        on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
-    )  # fmt: skip
-    if summed.total is None:
-        return _Learned(summed)
-    try:
-        found = layout.decode(summed.total)
-        check_histogram(found.counts, agreement.cohort.max_examples * len(merchants))
-        _check_mean(found.mean_update, agreement.cohort.max_update_norm)
-    except ValueError as error:
-        run.tell(SumAbandoned(what, IMPLAUSIBLE, str(error)))
-        return _Learned(replace(summed, total=None, in_sum={}, abandoned=IMPLAUSIBLE))
-    return _Learned(summed, found, metrics_from_histogram(found.counts))
+    return order
 
 
-def _check_mean(mean_update: Doubles, max_norm: float) -> None:
+def check_mean(mean_update: Doubles, max_norm: float) -> None:
+    """Refuse a mean update that no merchants within the agreed bound can have.
+
+    Raises:
+        ValueError: it is longer than any of them may be.
+    """
     norm = float(np.sqrt(np.sum(np.square(mean_update))))
     if not norm <= max_norm * _ROUNDING:
         raise ValueError(f"the mean update has norm {norm:.4g}, of one merchant at most {max_norm:g} is allowed")

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from hansa_common.errors import ReplyError, RoundAbandonedError
 from hansa_common.masking import Ring
 from hansa_common.record_types import Order, Reply
-from hansa_common.secure_agreement import identities_of, thresholds_of
+from hansa_common.secure_agreement import identities_of
+from hansa_common.secure_groups import session_of
 from hansa_common.secure_keys import Session
 from hansa_common.secure_messages import (
     KeysOrder,
@@ -133,7 +134,7 @@ class _Asking:
             "keys",
             self.merchants,
             lambda merchant: KeysOrder(**self.run.header(merchant.name), sum=session.round),
-            lambda _, reply: _of_kind(reply, KeysReply).keys.tobytes(),
+            lambda _, reply: of_kind(reply, KeysReply).keys.tobytes(),
         )
         keys = self._gathered(session, advertised)
         return gather_offers(keys, self._shares(keys))
@@ -156,7 +157,7 @@ class _Asking:
             if merchant.name not in taking_part:
                 return KeysOrder(**header, sum=next_number)
             masking = Masking(sum=session.round, next_sum=next_number)
-            made = order(merchant, {**header, "masking": masking, "shares": _octets(offers.inbox(merchant.name))})
+            made = order(merchant, {**header, "masking": masking, "shares": octets(offers.inbox(merchant.name))})
             if not order_hashes:
                 # Once: what is hashed is the whole model, and the same for everyone.
                 order_hashes.append(common_order_hash(made))
@@ -165,8 +166,8 @@ class _Asking:
         def taken(merchant: Merchant, reply: Reply) -> bytes:
             if merchant.name not in taking_part:
                 self.dropped[merchant.name] = "joining"
-                return _of_kind(reply, KeysReply).keys.tobytes()
-            masked = _of_kind(reply, MaskedReply)
+                return of_kind(reply, KeysReply).keys.tobytes()
+            masked = of_kind(reply, MaskedReply)
             adding.add(merchant.name, masked.vector)
             return masked.keys.tobytes()
 
@@ -180,7 +181,7 @@ class _Asking:
         """Ask those in the sum for opened shares, by name, and those with keys for shares of the next sum."""
         in_sum = set(self.names_at(closed.in_sum))
         following = set() if keys is None else set(self.names_at(keys.advertisements))
-        table = _octets(b"" if keys is None else keys.table())
+        table = octets(b"" if keys is None else keys.table())
         openings, shares = dict[str, bytes](), dict[str, bytes]()
 
         def asked_of(merchant: Merchant) -> UnmaskOrder:
@@ -190,11 +191,11 @@ class _Asking:
                 sum=closed.offers.session.round if is_in_sum else 0,
                 in_sum=closed.in_sum if is_in_sum else (),
                 next_sum=keys.session.round if keys is not None and goes_on else 0,
-                keys=table if goes_on else _octets(b""),
+                keys=table if goes_on else octets(b""),
             )
 
         def taken(merchant: Merchant, reply: Reply) -> None:
-            unmasked = _of_kind(reply, UnmaskReply)
+            unmasked = of_kind(reply, UnmaskReply)
             if merchant.name in in_sum:
                 openings[merchant.name] = unmasked.openings.tobytes()
             if merchant.name in following:
@@ -211,14 +212,14 @@ class _Asking:
 
     def _shares(self, keys: Keys) -> dict[str, bytes]:
         """Sealed shares, by name, of those who have keys, for a sum that none leads to."""
-        names, table = set(self.names_at(keys.advertisements)), _octets(keys.table())
+        names, table = set(self.names_at(keys.advertisements)), octets(keys.table())
 
         def asked_of(merchant: Merchant) -> UnmaskOrder:
             header = self.run.header(merchant.name)
             return UnmaskOrder(**header, sum=0, in_sum=(), next_sum=keys.session.round, keys=table)
 
         def taken(_: Merchant, reply: Reply) -> bytes:
-            return _of_kind(reply, UnmaskReply).shares.tobytes()
+            return of_kind(reply, UnmaskReply).shares.tobytes()
 
         return self._asked("shares", [m for m in self.merchants if m.name in names], asked_of, taken)
 
@@ -266,15 +267,20 @@ class _Asking:
         return found
 
     def _session(self, number: int) -> Session:
-        agreement = self.run.agreement
-        return Session(self.run.fingerprint, self.run.run_id, number, agreement.roster, thresholds_of(agreement))
+        return session_of(self.run.agreement, self.run.fingerprint, self.run.run_id, number)
 
 
-def _of_kind(reply: Reply, kind: type[ReplyKind]) -> ReplyKind:
+def of_kind(reply: Reply, kind: type[ReplyKind]) -> ReplyKind:
+    """The reply, if it is of this kind.
+
+    Raises:
+        ReplyError: wrong-kind.
+    """
     if not isinstance(reply, kind):
         raise ReplyError("wrong-kind", f"a {kind.KIND} was asked for, {reply.KIND} came")
     return reply
 
 
-def _octets(content: bytes) -> NDArray[np.uint8]:
+def octets(content: bytes) -> NDArray[np.uint8]:
+    """Bytes as a field of a record."""
     return np.frombuffer(content, np.uint8)

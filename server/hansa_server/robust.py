@@ -8,6 +8,9 @@ alike: a rule that weighs by a count that the merchant states lets the liar choo
 | median           | f < n / 2, coordinate by coordinate      | Yin et al., "Byzantine-Robust Distributed         |
 | trimmed_mean     | f <= the trimmed number at either end    |   Learning: Towards Optimal Statistical Rates"    |
 |                  |                                          |   (2018)                                          |
+| mixed_mean       | f < n / 2; honest updates may differ     | Allouah et al., "Fixing by Mixing: A Recipe for   |
+|                  |   more than under the others             |   Optimal Byzantine ML under Heterogeneity"       |
+|                  |                                          |   (2023)                                          |
 | krum             | 2 f + 2 < n                              | Blanchard et al., "Machine Learning with          |
 |                  |                                          |   Adversaries: Byzantine Tolerant Gradient        |
 |                  |                                          |   Descent" (2017)                                 |
@@ -95,6 +98,33 @@ def krum_choice(updates: Updates, num_dishonest: int) -> int:
     np.fill_diagonal(distances, np.inf)
     nearest = np.sort(distances, axis=1)[:, : num_merchants - num_dishonest - 2]
     return int(np.argmin(nearest.sum(axis=1)))
+
+
+def mixed_mean(updates: Updates, num_dishonest: int) -> Doubles:
+    """The trimmed mean of mixtures: each update's is the mean of the num_merchants - num_dishonest nearest to it,
+    itself among them; of equally near the first. Honest updates that differ much come close to one another so, and what
+    is far from all of them is in nobody's mixture but its own.
+
+    >>> mixed_mean(np.float32([[0], [1], [5], [1000]]), 1)
+    array([2.])
+
+    Raises:
+        ValueError: 2 * num_dishonest < num_merchants does not hold: the rule would promise nothing.
+    """
+    num_merchants = len(updates)
+    if num_dishonest < 0 or 2 * num_dishonest >= num_merchants:
+        raise ValueError(f"mixtures against {num_dishonest} dishonest of {num_merchants} merchants promise nothing")
+    order = np.argsort(_squared_distances(updates), axis=1, kind="stable")[:, : num_merchants - num_dishonest]
+    # As a mask, so that each mixture adds up in roster order.
+    nearest = np.zeros((num_merchants, num_merchants), np.bool_)
+    np.put_along_axis(nearest, order, True, axis=1)
+
+    def mixed(piece: Doubles) -> Doubles:
+        mixtures = np.stack([piece[row].mean(axis=0) for row in nearest])
+        kept = np.sort(mixtures, axis=0)[num_dishonest : num_merchants - num_dishonest]
+        return np.asarray(kept.mean(axis=0), np.float64)
+
+    return _by_coordinate(updates, mixed)
 
 
 def geometric_median(updates: Updates) -> Doubles:

@@ -24,8 +24,8 @@ from typing import Protocol
 import numpy as np
 
 from hansa_common.agreement import Agreement
-from hansa_common.randomness import generator
 from hansa_common.robust_agreement import Robustness
+from hansa_common.secure_groups import drawn_groups
 from hansa_common.vectors import Vector, l2_norm
 from hansa_server import robust
 from hansa_server.aggregation import Doubles, WeightedSum
@@ -72,17 +72,6 @@ def gathering(agreement: Agreement, cohort: Sequence[str], round_number: int, nu
     return _Grouped(robustness, least, groups, num_params)
 
 
-def drawn_groups(cohort: Sequence[str], num_groups: int, seed: int, round_number: int) -> tuple[tuple[str, ...], ...]:
-    """The cohort in that many groups of nearly equal size, drawn for this round; each in the cohort's order.
-
-    >>> drawn_groups(["a", "b", "c", "d", "e"], 2, seed=0, round_number=1)
-    (('b', 'c', 'e'), ('a', 'd'))
-    """
-    order = generator(seed, "groups", round_number).permutation(len(cohort))
-    places = (sorted(order[group::num_groups].tolist()) for group in range(num_groups))
-    return tuple(tuple(cohort[place] for place in group) for group in places)
-
-
 def robust_step(robustness: Robustness, names: Sequence[str], updates: Updates) -> Decided:
     """What the rule makes of updates (num_units, num_params) of merchants, or of groups, of these names.
 
@@ -99,6 +88,8 @@ def robust_step(robustness: Robustness, names: Sequence[str], updates: Updates) 
             return Decided(robust.median(updates))
         case "trimmed-mean":
             return Decided(robust.trimmed_mean(updates, robustness.num_dishonest))
+        case "mixed-mean":
+            return Decided(robust.mixed_mean(updates, robustness.num_dishonest))
         case "krum":
             chosen = robust.krum_choice(updates, robustness.num_dishonest)
             return Decided(updates[chosen].astype(np.float64), (names[chosen],))

@@ -9,6 +9,7 @@ several plans   trial_rounds of each from the same start, and its last model val
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from hansa_common.agreement import Agreement
@@ -17,9 +18,10 @@ from hansa_common.vectors import Vector
 from hansa_server.algorithms import initial_state
 from hansa_server.evaluation import evaluate
 from hansa_server.masked_rounds import run_masked_round
-from hansa_server.participants import Run
+from hansa_server.participants import Merchant, Run
+from hansa_server.robust_masked import run_grouped_round
 from hansa_server.rounds import PlanState, Round, run_round
-from hansa_server.run_events import ModelValidated, PlanChosen, StoppedEarly
+from hansa_server.run_events import ModelValidated, PlanChosen, RoundFinished, StoppedEarly
 from hansa_server.run_state import RunState
 from hansa_server.selection import Course, best_course
 
@@ -62,8 +64,7 @@ def _after_round(run: Run, state: RunState, course: Course, patience: int | None
     number = len(state.training_rounds) + 1
     plan = run.agreement.training.plans[course.plan]
     asked = Round(number, course.plan, plan, state.preprocessing, course.state)
-    run_one = run_masked_round if run.agreement.secure_aggregation.is_on else run_round
-    after, finished = run_one(run, state.merchants, asked)
+    after, finished = _round_of(run.agreement)(run, state.merchants, asked)
     course = replace(course, num_rounds=course.num_rounds + 1)
     if finished.aggregated:
         course = _noted(run, course, finished.validation)
@@ -72,6 +73,13 @@ def _after_round(run: Run, state: RunState, course: Course, patience: int | None
     state = state.with_round(finished).with_course(course)
     _tell_where_spent(run, state, course, patience)
     return state
+
+
+def _round_of(agreement: Agreement) -> Callable[[Run, tuple[Merchant, ...], Round], tuple[PlanState, RoundFinished]]:
+    """How a round is run under an agreement."""
+    if not agreement.secure_aggregation.is_on:
+        return run_round
+    return run_masked_round if agreement.robustness.groups is None else run_grouped_round
 
 
 def _after_validation(run: Run, state: RunState, course: Course) -> RunState:

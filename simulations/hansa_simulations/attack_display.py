@@ -73,7 +73,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
     console.print(table)
     console.print(
         "On honest merchants' test rows; lost against the same defence unattacked. Backdoors: how often the trigger "
-        "turns a row. ! misses a mark.",
+        "turns a row. ! misses a mark; ~ more attack than the rule is agreed on for.",
         soft_wrap=True,
     )
     for cell in results.cells:
@@ -87,8 +87,12 @@ def _written(results: Results, cell: Cell) -> Text:
     if cell.reason:
         return Text("! none", style="yellow")
     lost = "" if cell.attack == UNATTACKED or cell.loss is None else f" ({cell.loss:+.3f})"
-    mark, style = ("! ", "yellow") if results.misses(cell) else ("", "")
+    mark, style = ("! ", "yellow") if results.misses(cell) else ("~ " if _is_too_many(results, cell) else "", "")
     return Text(f"{mark}{_area(cell.pr_auc)}{lost}{_of_backdoor(cell)}", style=style)
+
+
+def _is_too_many(results: Results, cell: Cell) -> bool:
+    return cell.defence != named(UNDEFENDED) and results.is_beyond(cell)
 
 
 def _of_backdoor(cell: Cell) -> str:

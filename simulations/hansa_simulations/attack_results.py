@@ -50,12 +50,17 @@ class Results:
         """One of them."""
         return next(cell for cell in self.cells if (cell.defence, cell.attack) == (defence, attack))
 
+    def is_beyond(self, cell: Cell) -> bool:
+        """Whether more merchants attack than the defence is agreed on for; nothing is promised then."""
+        defence = next(one for one in self.scenario.all_defences if named(one) == cell.defence)
+        return len(cell.attackers) > defence.num_dishonest
+
     def misses(self, cell: Cell) -> tuple[str, ...]:
-        """What a cell misses of the marks, in words; nothing is asked of the plain mean."""
-        if cell.defence == named(UNDEFENDED):
-            return ()
-        if cell.reason:
+        """What a cell misses of the marks, in words; nothing is asked beyond what is promised, of the mean nothing."""
+        if cell.reason and cell.defence != named(UNDEFENDED):
             return (cell.reason,)
+        if self.is_beyond(cell):
+            return ()
         undefended = self.cell(named(UNDEFENDED), cell.attack).backdoor
         return missed(cell, undefended, self.scenario)
 
@@ -72,7 +77,10 @@ class Results:
             "scenario": self.scenario.model_dump(mode="json"),
             "defences": list(self.defences),
             "attacks": list(self.attacks),
-            "cells": [{**cell.to_json(), "misses": list(self.misses(cell))} for cell in self.cells],
+            "cells": [
+                {**cell.to_json(), "is_beyond": self.is_beyond(cell), "misses": list(self.misses(cell))}
+                for cell in self.cells
+            ],
             "met": [name for name in self.defences if name != named(UNDEFENDED) and self.met(name)],
         }
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa_server.robust import clipped_mean, geometric_median, krum, median, trimmed_mean
+from hansa_server.robust import clipped_mean, geometric_median, krum, median, mixed_mean, trimmed_mean
 
 
 def drawn(num_merchants: int, num_params: int, seed: int) -> np.ndarray:
@@ -74,6 +74,36 @@ def test_no_point_nearby_has_less_distance_to_all_updates_than_the_geometric_med
         assert total(moved) >= least - 1e-5
 
 
+@settings(max_examples=40, deadline=None)
+@given(cohorts, st.data())
+def test_mixed_mean_trims_the_means_of_each_ones_nearest(cohort, data):
+    updates = drawn(*cohort)
+    num_merchants = len(updates)
+    num_dishonest = data.draw(st.integers(0, (num_merchants - 1) // 2))
+    mixtures = []
+    for own in updates:
+        by_distance = sorted(range(num_merchants), key=lambda j: (math.dist(own, updates[j]), j))
+        nearest = [updates[j] for j in by_distance[: num_merchants - num_dishonest]]
+        mixtures.append([math.fsum(float(v) for v in column) / len(nearest) for column in np.transpose(nearest)])
+    expected = []
+    for column in np.transpose(mixtures):
+        kept = sorted(column)[num_dishonest : num_merchants - num_dishonest]
+        expected.append(math.fsum(kept) / len(kept))
+    np.testing.assert_allclose(mixed_mean(updates, num_dishonest), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_far_from_everyone_has_no_part_in_a_mixed_mean():
+    """With one liar, whose own mixture is trimmed away, the honest ones' mean is what is left, however they differ."""
+    honest = drawn(4, 30, 8)
+    attacked = np.vstack([honest, np.full((1, 30), 500, np.float32)])
+    np.testing.assert_allclose(mixed_mean(attacked, 1), honest.astype(np.float64).mean(axis=0), rtol=1e-9)
+
+
+def test_mixtures_of_too_few_are_refused():
+    with pytest.raises(ValueError, match="2 dishonest of 4 merchants promise nothing"):
+        mixed_mean(drawn(4, 2, 0), 2)
+
+
 def test_clipped_mean_scales_only_what_is_too_long():
     updates = np.float32([[3, 4], [0.3, 0.4], [0, 0]])
     np.testing.assert_allclose(clipped_mean(updates, 1.0), [(0.6 + 0.3) / 3, (0.8 + 0.4) / 3], rtol=1e-6)
@@ -83,6 +113,7 @@ HONEST = drawn(7, 50, 0)
 RULES = {
     "median": median,
     "trimmed_mean": lambda updates: trimmed_mean(updates, 2),
+    "mixed_mean": lambda updates: mixed_mean(updates, 2),
     "krum": lambda updates: krum(updates, 2),
     "geometric_median": geometric_median,
     "clipped_mean": lambda updates: clipped_mean(updates, float(np.linalg.norm(HONEST[0]))),

@@ -10,13 +10,14 @@ import pytest
 
 from hansa_common.features import FittedPreprocessing
 from hansa_common.robust_agreement import Robustness
+from hansa_common.secure_groups import drawn_groups
 from hansa_common.statistics import NUM_ROW_COUNTS, SCALE, merge
 from hansa_server import robust
 from hansa_server.algorithms import initial_state
 from hansa_server.exchange import Exchange
 from hansa_server.participants import Merchant, Run
 from hansa_server.robust_preprocessing import fitted_preprocessing
-from hansa_server.robust_rounds import drawn_groups, gathering, robust_step
+from hansa_server.robust_rounds import gathering, robust_step
 from hansa_server.rounds import PlanState, Round, run_round
 from hansa_server.seals import Unsealed
 
@@ -26,7 +27,7 @@ NAMES = tuple(ROWS)
 LIAR = "beta"
 RULES = {
     rule: {"rule": rule, "num_dishonest": 1}
-    for rule in ("median", "trimmed-mean", "krum", "geometric-median", "clipped-mean")
+    for rule in ("median", "trimmed-mean", "mixed-mean", "krum", "geometric-median", "clipped-mean")
 }
 
 
@@ -76,6 +77,7 @@ def federation(world, manual_clock):
     [
         ("median", robust.median),
         ("trimmed-mean", lambda updates: robust.trimmed_mean(updates, 1)),
+        ("mixed-mean", lambda updates: robust.mixed_mean(updates, 1)),
         ("krum", lambda updates: robust.krum(updates, 1)),
         ("geometric-median", robust.geometric_median),
         (
@@ -160,13 +162,13 @@ def grouped(world, **cohort):
 
 
 def test_groups_are_the_cohort_once_each_of_nearly_equal_size_and_others_every_round():
-    drawn = [drawn_groups(ROSTER, 5, seed=7, round_number=number) for number in range(1, 6)]
+    drawn = [drawn_groups(ROSTER, 5, seed=7, draw=number) for number in range(1, 6)]
     for groups in drawn:
         assert sorted(name for group in groups for name in group) == ROSTER
         assert {len(group) for group in groups} == {5}
     assert len(set(drawn)) == 5
-    assert drawn[0] == drawn_groups(ROSTER, 5, seed=7, round_number=1)
-    assert drawn[0] != drawn_groups(ROSTER, 5, seed=8, round_number=1)
+    assert drawn[0] == drawn_groups(ROSTER, 5, seed=7, draw=1)
+    assert drawn[0] != drawn_groups(ROSTER, 5, seed=8, draw=1)
     assert sorted(len(group) for group in drawn_groups(ROSTER[:23], 5, 0, 1)) == [4, 4, 5, 5, 5]
 
 
@@ -174,7 +176,7 @@ def test_company_in_groups_is_no_merchants_choice():
     """Over many rounds everyone meets everyone equally often."""
     met = np.zeros((25, 25))
     for number in range(600):
-        for group in drawn_groups(range(25), 5, seed=1, round_number=number):
+        for group in drawn_groups(range(25), 5, seed=1, draw=number):
             met[np.ix_(group, group)] += 1
     pairs = met[~np.eye(25, dtype=bool)] / 600
     # 4 of 24 others; five standard errors.

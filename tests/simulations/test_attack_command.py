@@ -138,13 +138,14 @@ def test_several_of_a_kind_are_told_apart_and_the_plain_mean_comes_first():
 def results_of(*cells):
     text = scenario(
         attacks=[{"kind": "sign-flip"}, *backdoor("member", True)["attacks"]],
+        defences=[{"rule": rule, "num_dishonest": 1} for rule in ("median", "krum")],
         marks={"max_loss": 0.02, "max_backdoor": 0.05, "max_backdoor_share": 0.25},
     )
     reference = {"pr_auc": 0.7, "roc_auc": 0.9, "unattacked_pr_auc": 0.7}
     mean = [
         Cell("mean", UNATTACKED, **reference),
-        Cell("mean", "sign-flip", **{**reference, "pr_auc": 0.2}),
-        Cell("mean", "backdoor", **reference, backdoor=0.16),
+        Cell("mean", "sign-flip", ("b",), **{**reference, "pr_auc": 0.2}),
+        Cell("mean", "backdoor", ("b",), **reference, backdoor=0.16),
     ]
     return Results(text, agreement(), (*mean, *cells), {"source": "the test"})
 
@@ -170,10 +171,12 @@ def test_what_misses_a_mark_is_told(cell, told):
     assert all(words in line for words, line in zip(told, found, strict=True))
 
 
-def test_nothing_is_asked_of_the_plain_mean():
-    results = results_of()
+def test_nothing_is_asked_of_the_plain_mean_nor_of_a_rule_under_more_liars_than_agreed():
+    beyond = median("sign-flip", 0.2, attackers=("b", "c"))
+    results = results_of(beyond)
+    assert results.is_beyond(beyond)
     assert all(results.misses(cell) == () for cell in results.cells)
-    assert results.to_json()["met"] == []
+    assert results.to_json()["cells"][-1]["is_beyond"] is True
 
 
 def test_every_miss_and_every_refusal_stands_in_the_table_the_picture_and_the_file(tmp_path):
