@@ -111,18 +111,16 @@ class TrainerServer:
         token = dict(context.invocation_metadata()).get(TOKEN_METADATA, "")
         if not hmac.compare_digest(str(token).encode(), self._token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this trainer's")
-        order = _joined(pieces)
-        if order is None:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"an order has at most {MAX_ORDER_BYTES} bytes")
+        order = _joined(pieces, context)
         return trainer_pb2.Reply(encoded=self._trainer.answer(order, lambda: not context.is_active()))
 
 
-def _joined(pieces: Iterator[trainer_pb2.OrderPiece]) -> bytes | None:
-    """The order whose pieces they are; None, and no more of it is read, where it is longer than one may be."""
+def _joined(pieces: Iterator[trainer_pb2.OrderPiece], context: grpc.ServicerContext) -> bytes:
+    """The order whose pieces they are; one that is longer than any may be ends the call, and no more of it is read."""
     order = bytearray()
     for piece in pieces:
         if len(order) + len(piece.encoded) > MAX_ORDER_BYTES:
-            return None
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"an order has at most {MAX_ORDER_BYTES} bytes")
         order += piece.encoded
     return bytes(order)
 
