@@ -34,7 +34,7 @@ from hansa_client.gateway_link import GatewayLink, client_context
 from hansa_client.local_peer import user_of_peer
 from hansa_common import children
 from hansa_common.addresses import Address, parse_address
-from hansa_common.errors import HansaError, MessageError, TransportError, UsageError
+from hansa_common.errors import MessageError, TransportError, UsageError
 from hansa_common.fleet_api import (
     HEALTH,
     REFUSAL_HEADER,
@@ -47,9 +47,8 @@ from hansa_common.fleet_api import (
 from hansa_common.http_heads import RequestHead, ResponseHead
 from hansa_common.http_wire import Wire
 from hansa_common.log_lines import Sparing, log_to_stderr
-from hansa_common.own_program import run_program
+from hansa_common.own_program import run_program, serving_until_stopped
 from hansa_common.readiness import running_when_ready, tell_ready
-from hansa_common.stopping import stopped_by_sigterm
 
 LOOPBACK: Final = "127.0.0.1"
 NAME: Final = "the forwarder"
@@ -328,19 +327,12 @@ def main(
 ) -> None:
     """Carry a node's requests to the gateway; `hansa client start` runs this."""
     log_to_stderr(logging.WARNING)
-    children.end_with_parent()
-    try:
-        with stopped_by_sigterm(), _listener(port, listen_fd) as listener:
-            link = GatewayLink(parse_address(gateway), client_context(state))
-            forwarder = Forwarder(link, os.getuid() if node_uid is None else node_uid)
-            forwarder.check()
-            tell_ready(ready, str(Address(*listener.getsockname())))
-            forwarder.serve(listener)
-    except HansaError as error:
-        typer.echo(f"hansa: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        _log.info("stopped")
+    with serving_until_stopped(), _listener(port, listen_fd) as listener:
+        link = GatewayLink(parse_address(gateway), client_context(state))
+        forwarder = Forwarder(link, os.getuid() if node_uid is None else node_uid)
+        forwarder.check()
+        tell_ready(ready, str(Address(*listener.getsockname())))
+        forwarder.serve(listener)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,17 @@ variables too, among them rows and keys, to a terminal or a log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
+
+from hansa_common import children
+from hansa_common.errors import HansaError
+from hansa_common.stopping import stopped_by_sigterm
+
+_log = logging.getLogger(__name__)
 
 
 def run_program(main: Callable[..., None]) -> None:
@@ -16,3 +24,19 @@ def run_program(main: Callable[..., None]) -> None:
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command()(main)
     program()
+
+
+@contextmanager
+def serving_until_stopped() -> Iterator[None]:
+    """What stands round the work of a process that serves: it ends with its parent, SIGTERM and Ctrl-C stop it, and an
+    error of ours ends it with one line.
+    """
+    children.end_with_parent()
+    try:
+        with stopped_by_sigterm():
+            yield
+    except HansaError as error:
+        typer.echo(f"hansa: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _log.info("stopped")

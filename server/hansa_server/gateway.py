@@ -32,13 +32,12 @@ import typer
 
 from hansa_common import children
 from hansa_common.addresses import Address, parse_address
-from hansa_common.errors import HansaError, TransportError, UsageError
+from hansa_common.errors import TransportError, UsageError
 from hansa_common.fleet_api import MAX_OBJECT_BYTES
 from hansa_common.http_wire import Wire
 from hansa_common.log_lines import Sparing, log_to_stderr
-from hansa_common.own_program import run_program
+from hansa_common.own_program import run_program, serving_until_stopped
 from hansa_common.readiness import running_when_ready, tell_ready
-from hansa_common.stopping import stopped_by_sigterm
 from hansa_server.gateway_conversation import PIECE_SECONDS, Conversation, Rules, Superlink
 from hansa_server.gateway_limits import REQUESTS_PER_SECOND, Accounts, Limits, Places
 from hansa_server.gateway_rules import Certificate, LiveRegister
@@ -269,7 +268,6 @@ def main(
 ) -> None:
     """Stand between merchants' nodes and SuperLink; `hansa server start` runs this."""
     log_to_stderr(logging.INFO)
-    children.end_with_parent()
     _allow_all_descriptors()
     limits = Limits(
         max_object_bytes=max_object_mib << 20,
@@ -277,22 +275,16 @@ def main(
         requests_per_second=requests_per_second,
         burst_requests=4 * requests_per_second,
     )
-    try:
-        with stopped_by_sigterm(), _listener(listen, listen_fd) as listener:
-            gateway = Gateway.of(
-                server_context(state / "ca.crt", state / "server.crt", state / "server.key"),
-                LiveRegister(state),
-                Superlink(_on_loopback(superlink), None if superlink_ca is None else superlink_context(superlink_ca)),
-                limits,
-                state,
-            )
-            tell_ready(ready, str(Address(*listener.getsockname()[:2])))
-            gateway.serve(listener)
-    except HansaError as error:
-        typer.echo(f"hansa: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        _log.info("stopped")
+    with serving_until_stopped(), _listener(listen, listen_fd) as listener:
+        gateway = Gateway.of(
+            server_context(state / "ca.crt", state / "server.crt", state / "server.key"),
+            LiveRegister(state),
+            Superlink(_on_loopback(superlink), None if superlink_ca is None else superlink_context(superlink_ca)),
+            limits,
+            state,
+        )
+        tell_ready(ready, str(Address(*listener.getsockname()[:2])))
+        gateway.serve(listener)
 
 
 if __name__ == "__main__":
