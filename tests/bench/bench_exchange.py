@@ -24,7 +24,16 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from bench_processes import HANSA, MERCHANTS, RoundWatch, marked_environment, run_to_end, started, wait_until
+from bench_processes import (
+    HANSA,
+    MERCHANTS,
+    RoundWatch,
+    flower_processes,
+    marked_environment,
+    run_to_end,
+    started,
+    wait_until,
+)
 
 MARK_RATIO: Final = 1.5
 NUM_ROWS: Final = 60
@@ -165,38 +174,17 @@ def hansa_exchanges(folder: Path, num_exchanges: int) -> RoundWatch:
 
 def flower_exchanges(folder: Path, num_exchanges: int) -> RoundWatch:
     """The empty app on Flower's own processes."""
-    from hansa_client.flower_node import LOOPBACK, free_port
-    from hansa_common.addresses import Address
-    from hansa_common.flower_environment import flower_environment
-    from hansa_server import superlink
-
-    server, lines, app = Address(LOOPBACK, free_port()), folder / "exchanges.jsonl", folder / "empty-exchange"
+    lines, app, config = folder / "exchanges.jsonl", folder / "empty-exchange", folder / "run.toml"
     app.mkdir()
     (app / "empty_exchange.py").write_text(APP)
     (app / "pyproject.toml").write_text(PROJECT)
-    (folder / "config.toml").write_text(
-        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "{server}"\ninsecure = true\n'
-    )
-    config = folder / "run.toml"
     config.write_text(
         f"num-nodes = {len(MERCHANTS)}\nnum-exchanges = {num_exchanges}\nfile = {json.dumps(str(lines))}\n"
     )
-    with ExitStack() as stack:
-        # Flower's telemetry and its installing of dependencies are off; nothing else is changed.
-        environment = stack.enter_context(marked_environment(flower_environment(folder)))
-        log = folder / "superlink.log"
-        words = ["flower-superlink", "--insecure", "--host", server.host, "--port", str(server.port)]
-        words += ["--database", str(folder / "state.db")]
-        wait_until(lambda: superlink.is_superlink(server), stack.enter_context(started(words, environment, log)), log)
-        for name in MERCHANTS:
-            words = ["flower-supernode", "--insecure", "--superlink", str(server), "--host", LOOPBACK]
-            stack.enter_context(started([*words, "--port", str(free_port())], environment, folder / f"{name}.log"))
-        with RoundWatch(lines) as watch:
-            run_to_end(
-                ["flwr", "run", str(app), "bench", "--run-config", str(config), "--stream"],
-                environment,
-                folder / "run.log",
-            )
+    nodes: dict[str, list[str]] = {name: [] for name in MERCHANTS}
+    with flower_processes(folder, nodes) as environment, RoundWatch(lines) as watch:
+        words = ["flwr", "run", str(app), "bench", "--run-config", str(config), "--stream"]
+        run_to_end(words, environment, folder / "run.log")
     return watch
 
 

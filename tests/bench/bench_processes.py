@@ -281,39 +281,49 @@ def num_params() -> int:
     return sum((before + 1) * after for before, after in pairwise(widths))
 
 
-def flower_rounds(folder: Path, num_rounds: int) -> RoundWatch:
-    """A run of the template's app on Flower's own processes."""
-    import flower_simulation as workload
-
+@contextmanager
+def flower_processes(folder: Path, node_options: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    """Flower's own SuperLink and a node for each merchant, with these options, on loopback; the environment in which
+    `flwr run APP bench` reaches them. Flower's telemetry and its installing of dependencies are off; nothing else is
+    changed.
+    """
     from hansa_client.flower_node import LOOPBACK, free_port
     from hansa_common.addresses import Address
     from hansa_common.flower_environment import flower_environment
     from hansa_server import superlink
 
-    server, rounds = Address(LOOPBACK, free_port()), folder / "rounds.jsonl"
+    server = Address(LOOPBACK, free_port())
     (folder / "config.toml").write_text(
         f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "{server}"\ninsecure = true\n'
     )
+    with ExitStack() as stack:
+        environment = stack.enter_context(marked_environment(flower_environment(folder)))
+        log = folder / "superlink.log"
+        words = ["flower-superlink", "--insecure", "--host", server.host, "--port", str(server.port)]
+        words += ["--database", str(folder / "state.db")]
+        wait_until(lambda: superlink.is_superlink(server), stack.enter_context(started(words, environment, log)), log)
+        for name, options in node_options.items():
+            words = ["flower-supernode", "--insecure", "--superlink", str(server), "--host", LOOPBACK]
+            words += ["--port", str(free_port()), *options]
+            stack.enter_context(started(words, environment, folder / f"{name}.log"))
+        yield environment
+
+
+def flower_rounds(folder: Path, num_rounds: int) -> RoundWatch:
+    """A run of the template's app on Flower's own processes."""
+    import flower_simulation as workload
+
+    rounds = folder / "rounds.jsonl"
     config = folder / "run.toml"
     config.write_text(
         f"num-server-rounds = {num_rounds}\nnum-nodes = {len(MERCHANTS)}\nlocal-epochs = {NUM_LOCAL_EPOCHS}\n"
         f"batch-size = {workload.BATCH_SIZE}\nlearning-rate = {workload.LEARNING_RATE}\n"
         f"rounds-file = {json.dumps(str(rounds))}\n"
     )
-    with ExitStack() as stack:
-        # Flower's telemetry and its installing of dependencies are off; nothing else is changed.
-        environment = stack.enter_context(marked_environment(flower_environment(folder)))
-        log = folder / "superlink.log"
-        words = ["flower-superlink", "--insecure", "--host", server.host, "--port", str(server.port)]
-        words += ["--database", str(folder / "state.db")]
-        wait_until(lambda: superlink.is_superlink(server), stack.enter_context(started(words, environment, log)), log)
-        for name in MERCHANTS:
-            words = ["flower-supernode", "--insecure", "--superlink", str(server), "--host", LOOPBACK]
-            words += ["--port", str(free_port()), "--node-config", f"data={json.dumps(str(folder / f'{name}.npz'))}"]
-            stack.enter_context(started(words, environment, folder / f"{name}.log"))
-        with RoundWatch(rounds) as watch:
-            words = ["flwr", "run", str(TEMPLATE), "bench", "--run-config", str(config), "--stream"]
-            told = run_to_end(words, environment, folder / "run.log")
+    rows = {name: ["--node-config", f"data={json.dumps(str(folder / f'{name}.npz'))}"] for name in MERCHANTS}
+    with flower_processes(folder, rows) as environment, RoundWatch(rounds) as watch:
+        words = ["flwr", "run", str(TEMPLATE), "bench", "--run-config", str(config), "--stream"]
+        told = run_to_end(words, environment, folder / "run.log")
     whole = told.count(f"Received {len(MERCHANTS)} results and 0 failures")
     if whole != 2 * num_rounds or any(entry["num_params"] != num_params() for entry in watch.entries):
         raise SystemExit(f"Flower's run lacks replies:\n{told[-4000:]}")
