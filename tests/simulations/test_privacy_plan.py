@@ -1,0 +1,185 @@
+"""`hansa privacy`: a plan that keeps its epsilon, chosen among what was tried, printed as sections of an agreement."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from hansa_common.agreement import validate_agreement
+from hansa_common.errors import AgreementError, UsageError
+from hansa_common.metrics import metrics_from_histogram, score_histogram
+from hansa_common.privacy_costs import run_epsilon
+from hansa_simulations import privacy_plan
+from hansa_simulations.privacy_command import privacy
+from hansa_simulations.privacy_plan import PrivacyPlan, Work, find_plan, sections_of, toml_of, without_privacy
+from hansa_simulations.privacy_trials import Tried
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_work():
+    """Two learning rates and few steps: each learning rate of a network is a program to compile."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(privacy_plan, "LEARNING_RATES", (0.3, 1.0))
+        patched.setattr(privacy_plan, "_FIRST_RATES", (0, 1))
+        patched.setattr(privacy_plan, "FIRST_WORK", Work(0.3, 20))
+        patched.setattr(privacy_plan, "OTHER_WORK", (Work(0.5, 20),))
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(shops):
+    agreement = shops.agreement(model={"hidden": [4], "dropout": 0.2})
+    told = []
+    plan = find_plan(agreement, shops.tables(agreement), 8.0, 1e-5, told.append)
+    return plan, told
+
+
+def test_everything_that_is_tried_keeps_the_epsilon_that_was_asked_for(found) -> None:
+    plan, told = found
+    assert told == [*plan.tried, plan.without]
+    assert {one.agreement.model.hidden for one in plan.tried} == {(), (4,)}
+    for one in plan.tried:
+        assert 7.5 < run_epsilon(one.agreement) <= 8.0
+        assert one.agreement.model.dropout == 0.0
+    assert plan.without.agreement.privacy.dp is None
+
+
+def test_what_is_printed_is_the_agreement_that_was_tried(found) -> None:
+    plan, _ = found
+    agreement = plan.recommended.agreement
+    values = plan.without.agreement.model_dump(mode="json")
+    printed = tomllib.loads(toml_of(agreement))
+    values["model"] |= printed["model"]
+    values["training"] = printed["training"]
+    values["privacy"] |= printed["privacy"]
+    pasted = validate_agreement(values, "the printed sections")
+    assert sections_of(pasted) == sections_of(agreement)
+    assert run_epsilon(pasted) == run_epsilon(agreement)
+
+
+def test_plan_as_json_tells_cost_loss_and_how_they_are_known(found) -> None:
+    told = found[0].to_json()
+    assert json.loads(json.dumps(told)) == told
+    assert told["predicted"]["epsilon"] <= 8.0
+    assert told["predicted"]["loss"] == found[0].loss
+    assert "tried on the given table" in told["predicted"]["how"]
+
+
+def scored(shops, hidden, pr_auc: float) -> Tried:
+    agreement = shops.agreement(model={"hidden": hidden, "dropout": 0.0})
+    metrics = metrics_from_histogram(score_histogram([0.0, 1.0], [0, 1]))
+    metrics = replace(metrics, pr_auc=pr_auc)
+    return Tried(agreement, metrics, metrics)
+
+
+@pytest.mark.parametrize(
+    ("network", "hidden", "advice"),
+    [
+        (0.60, (), "the smaller model is the better one"),
+        (0.701, (), "the smaller model is the better one"),
+        (0.75, (8,), "worth its noise"),
+    ],
+)
+def test_smaller_model_is_recommended_unless_the_network_is_worth_its_noise(shops, network, hidden, advice) -> None:
+    tried = (scored(shops, [], 0.70), scored(shops, [8], network))
+    plan = PrivacyPlan(8.0, 1e-5, tried, scored(shops, [8], 0.8))
+    assert plan.recommended.agreement.model.hidden == hidden
+    assert advice in plan.advice
+
+
+def test_model_that_diverged_is_never_recommended(shops) -> None:
+    lost = Tried(shops.agreement(model={"hidden": [8], "dropout": 0.0}), None, None)
+    plan = PrivacyPlan(8.0, 1e-5, (lost, scored(shops, [], 0.1)), scored(shops, [8], 0.8))
+    assert plan.recommended.validation is not None
+
+
+def test_learning_rates_are_tried_until_the_best_has_one_on_either_side(shops, monkeypatch) -> None:
+    monkeypatch.setattr(privacy_plan, "LEARNING_RATES", (0.03, 0.1, 0.3, 1.0, 3.0, 9.0))
+    monkeypatch.setattr(privacy_plan, "_FIRST_RATES", (2, 3, 4))
+    tried: list[float] = []
+
+    def score(rate: float) -> Tried:
+        tried.append(rate)
+        return scored(shops, [], {0.03: 0.1, 0.1: 0.5, 0.3: 0.4, 1.0: 0.3, 3.0: 0.2, 9.0: 0.1}[rate])
+
+    privacy_plan._walked(score)
+    assert tried == [0.3, 1.0, 3.0, 0.1, 0.03]
+
+
+def test_epsilon_that_no_noise_keeps_is_refused_in_one_line(shops) -> None:
+    agreement = shops.agreement()
+    with pytest.raises(UsageError, match="epsilon 1e-09 at delta 1e-12"):
+        find_plan(agreement, shops.tables(agreement), 1e-9, 1e-12)
+
+
+def test_agreement_without_privacy_is_the_given_one_otherwise(shops) -> None:
+    dp = {"epsilon": 8, "noise_multiplier": 3.0, "sampling_rate": 0.2}
+    training = {"algorithm": "fedavg", "rounds": 3, "plan": {"local_steps": 5}}
+    private = shops.agreement(training=training, privacy={"dp": dp})
+    assert without_privacy(private) == shops.agreement(training=training, privacy={})
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+AGREEMENT = """
+task = "purchase"
+roster = ["alder", "birch", "cedar"]
+label = {column = "buys"}
+model = {hidden = []}
+features = [
+  {kind = "numeric", name = "amount", low = 0, high = 100, missing = "refuse"},
+  {kind = "boolean", name = "member", missing = "refuse"},
+]
+[training]
+algorithm = "fedavg"
+rounds = 2
+[training.plan]
+local_steps = 2
+"""
+PROMISE = "[privacy.dp]\nepsilon = {epsilon}\nnoise_multiplier = 2.0\nsampling_rate = 0.2\n"
+
+
+@pytest.fixture
+def agreement_file(tmp_path):
+    def write(text: str):
+        path = tmp_path / "agreement.toml"
+        path.write_text(AGREEMENT + text)
+        return str(path)
+
+    return write
+
+
+def test_statement_tells_what_is_promised(agreement_file) -> None:
+    outcome = CliRunner().invoke(privacy, ["statement", agreement_file(PROMISE.format(epsilon=8))])
+    assert outcome.exit_code == 0
+    assert "the unit: one row" in outcome.stdout
+    as_json = CliRunner().invoke(privacy, ["statement", agreement_file(PROMISE.format(epsilon=8)), "--json"])
+    assert json.loads(as_json.stdout)["epsilon"] < 8
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "problem"),
+    [("", UsageError, "has no"), (PROMISE.format(epsilon=0.5), AgreementError, "promises epsilon 0.5")],
+)
+def test_statement_of_what_is_not_kept_or_not_promised_is_refused(agreement_file, text, error, problem) -> None:
+    outcome = CliRunner().invoke(privacy, ["statement", agreement_file(text)])
+    assert isinstance(outcome.exception, error)
+    assert problem in str(outcome.exception)
+
+
+def test_plan_prints_sections_and_what_they_are_worth(agreement_file, shops, tmp_path) -> None:
+    import pandas as pd
+
+    table = tmp_path / "rows.csv"
+    pd.concat([shops.rows(name) for name in shops.num_rows]).to_csv(table, index=False)
+    arguments = ["plan", agreement_file(""), str(table), "--silo", "shop", "--epsilon", "8"]
+    outcome = CliRunner().invoke(privacy, arguments)
+    assert outcome.exit_code == 0, outcome.exception
+    assert tomllib.loads(outcome.stdout)["privacy"]["dp"]["epsilon"] == 8.0
+    assert "# predicted: test PR-AUC" in outcome.stdout
+    assert "outside of any accounting" in outcome.stdout
+    assert "tried logistic regression, noise" in outcome.stderr
