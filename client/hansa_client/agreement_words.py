@@ -14,6 +14,7 @@ from hansa_common.agreement import Agreement
 from hansa_common.agreement_sections import Plan
 from hansa_common.plain_text import printable
 from hansa_common.privacy_statement import statement
+from hansa_common.secure_agreement import secure_words
 
 MAX_SHOWN_CHARS: Final = 60
 MAX_NAMES_CHARS: Final = 2000
@@ -24,6 +25,14 @@ _WHAT_LEAVES: Final = (
 _LEAVES_WITH_NOISE: Final = (
     "the coordinator gets, with noise, your update of every round and what your columns are scaled by; and your number "
     "of training rows as it is"
+)
+_LEAVES_MASKED: Final = (
+    "the coordinator gets, masked and added up with others', your update of every round, your number of training rows, "
+    "counts of your columns and histograms of your scores"
+)
+_LEAVES_MASKED_WITH_NOISE: Final = (
+    "the coordinator gets, with noise, masked and added up with others', your update of every round and what your "
+    "columns are scaled by; and, masked, your number of training rows"
 )
 
 
@@ -124,7 +133,10 @@ def _cohort(agreement: Agreement) -> str:
 
 def _what_leaves(agreement: Agreement) -> list[str]:
     if agreement.privacy.dp is not None:
-        return [_LEAVES_WITH_NOISE, *statement(agreement)]
+        leaves = _LEAVES_MASKED_WITH_NOISE if agreement.secure_aggregation.is_on else _LEAVES_WITH_NOISE
+        return [leaves, *secure_words(agreement), *statement(agreement)]
+    if agreement.secure_aggregation.is_on:
+        return [_LEAVES_MASKED, *secure_words(agreement), _floors(agreement)]
     return [_WHAT_LEAVES, _floors(agreement)]
 
 

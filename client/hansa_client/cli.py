@@ -22,8 +22,10 @@ agree = typer.Typer(name="agree", help="Draft the agreement from a table.", add_
 
 @agree.command()
 def draft(
-    data: Annotated[Path, typer.Argument(help="A table of what merchants hold: CSV, gzip CSV or Parquet.")],
-    label: Annotated[str, typer.Option(help="The column to predict.")],
+    data: Annotated[
+        Path, typer.Argument(help="A table of what merchants hold; or an agreement, to be told in words.")
+    ],
+    label: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     silo: Annotated[
         str | None, typer.Option(help="The column whose values are the merchants, or bands: Amount:0,1,10.")
     ] = None,
@@ -40,7 +42,14 @@ def draft(
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Draft the agreement from a table: column kinds, missing values, and what a person should look at."""
+    """Draft the agreement from a table: column kinds, missing values, and what a person should look at. Given an
+    agreement (TOML) instead, say in words what it means.
+    """
+    if data.suffix == ".toml":
+        _tell(data, as_json=as_json)
+        return
+    if label is None:
+        raise UsageError("which column is to be predicted? Name it: --label COLUMN")
     from hansa_client.drafting import draft_agreement
     from hansa_client.silos import parse_silo
     from hansa_client.tables import read_frame
@@ -62,6 +71,19 @@ def draft(
         typer.echo(json.dumps(_summary(drafted, out)))
     else:
         _show(drafted, out)
+
+
+def _tell(path: Path, *, as_json: bool) -> None:
+    from hansa_client.agreement_words import plain_words
+    from hansa_common.agreement_file import read_agreement
+
+    agreement, _ = read_agreement(path)
+    words = plain_words(agreement)
+    if as_json:
+        typer.echo(json.dumps({"agreement": str(path), "fingerprint": agreement.fingerprint, "words": words}))
+        return
+    for line in (*words, f"its fingerprint is {agreement.fingerprint}"):
+        typer.echo(f"- {line}")
 
 
 def _refuse_overwriting(out: Path, *, force: bool) -> None:

@@ -55,9 +55,14 @@ def check_noised(histogram: Histogram, dp: DifferentialPrivacy, max_rows: int) -
     told = histogram[_BOTH_PLACES]
     if dp.evaluation_noise_multiplier is None or np.count_nonzero(told) != np.count_nonzero(histogram):
         raise ValueError("a score histogram counts where under [privacy.dp] nothing leaves")
-    most = int(max_rows + _MOST_DEVIATIONS * deviation(dp))
+    most = most_noised(dp, max_rows)
     if told.min() < -most or told.max() > most:
         raise ValueError(f"a score histogram counts more than {max_rows} rows and noise can make")
+
+
+def most_noised(dp: DifferentialPrivacy, max_rows: int) -> int:
+    """What no count of so many rows is above or, below zero, beyond."""
+    return int(max_rows + _MOST_DEVIATIONS * deviation(dp))
 
 
 def plausible(merged: Histogram, dp: DifferentialPrivacy, num_merchants: int) -> Histogram:

@@ -82,13 +82,18 @@ def check_noised(agreement: Agreement, dp: DifferentialPrivacy, vector: Statisti
         raise ValueError(f"statistics of {vector[0]} rows, of {num_rows} rows")
     unused = vector.copy()
     unused[0] = 0
-    most = min(_MOST, int((num_rows + _MOST_DEVIATIONS * deviation(agreement, dp)) * SCALE))
+    most = most_noised(agreement, dp, num_rows)
     for feature, part in _numeric(agreement, unused):
         if part.min() < -most or part.max() > most:
             raise ValueError(f"feature {feature.name!r}: more than {num_rows} rows and noise can make")
         part[:] = 0
     if unused.any():
         raise ValueError("statistics that nothing is fitted to")
+
+
+def most_noised(agreement: Agreement, dp: DifferentialPrivacy, num_rows: int) -> int:
+    """What no entry of so many rows is above or, below zero, beyond."""
+    return min(_MOST, int((num_rows + _MOST_DEVIATIONS * deviation(agreement, dp)) * SCALE))
 
 
 def plausible(agreement: Agreement, dp: DifferentialPrivacy, merged: Statistics) -> Statistics:

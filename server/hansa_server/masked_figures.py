@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hansa_common import noised_histograms
 from hansa_common.agreement import Agreement
+from hansa_common.masking import Ring
 from hansa_common.messages import EvaluateOrder, StatisticsOrder
-from hansa_common.metrics import Metrics, check_histogram, metrics_from_histogram
+from hansa_common.metrics import Histogram, Metrics, check_histogram, metrics_from_histogram
 from hansa_common.record_types import Stage
 from hansa_common.secure_layouts import evaluation_layout, statistics_layout
 from hansa_common.secure_messages import MaskableOrder
@@ -43,7 +45,7 @@ def masked_statistics(run: Run, merchants: tuple[Merchant, ...]) -> MaskedStatis
     if summed.total is None:
         return None
     try:
-        values = layout.decode(summed.total)
+        values = layout.decode(summed.total, len(summed.in_sum))
         num_train_rows, vector = int(values[0]), values[1:]
         check_sum_of_statistics(run.agreement, vector, num_train_rows)
     except ValueError as error:
@@ -60,12 +62,30 @@ def check_sum_of_statistics(agreement: Agreement, vector: Statistics, num_train_
         ValueError: it is none.
     """
     rows, positives = vector[:NUM_ROW_COUNTS].tolist()
+    if agreement.privacy.dp is not None:
+        # Noise may make anything else of the rest, and what is fitted to it is brought back to what rows can have.
+        if rows != num_train_rows:
+            raise ValueError(f"statistics of {rows} rows, of {num_train_rows} rows")
+        return
     # A merchant with few rows has released its count as zero.
     if not 0 <= positives <= rows <= num_train_rows:
         raise ValueError(f"{positives} of {rows} rows positive, of {num_train_rows} rows")
     checked = vector.copy()
     checked[0] = num_train_rows
     check_statistics(agreement, checked, num_train_rows)
+
+
+def decoded_histogram(agreement: Agreement, total: Ring, num_merchants: int) -> Histogram:
+    """The sum of so many merchants' score histograms.
+
+    Raises:
+        ValueError: it is none that they can have.
+    """
+    histogram, dp = evaluation_layout(agreement).decode(total, num_merchants), agreement.privacy.dp
+    if dp is not None:
+        return noised_histograms.plausible(histogram, dp, num_merchants)
+    check_histogram(histogram, agreement.cohort.max_examples * num_merchants)
+    return histogram
 
 
 def masked_metrics(
@@ -84,8 +104,7 @@ def masked_metrics(
     if summed.total is None:
         return None
     try:
-        histogram = layout.decode(summed.total)
-        check_histogram(histogram, run.agreement.cohort.max_examples * len(merchants))
+        histogram = decoded_histogram(run.agreement, summed.total, len(summed.in_sum))
     except ValueError as error:
         run.tell(SumAbandoned(f"{split} evaluation", IMPLAUSIBLE, str(error)))
         return None

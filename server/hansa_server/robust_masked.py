@@ -26,7 +26,7 @@ from hansa_common.secure_messages import MaskableOrder
 from hansa_common.statistics import Statistics
 from hansa_common.vectors import Vector
 from hansa_server.algorithms import step
-from hansa_server.masked_figures import IMPLAUSIBLE, check_sum_of_statistics
+from hansa_server.masked_figures import IMPLAUSIBLE, check_sum_of_statistics, decoded_histogram
 from hansa_server.masked_groups import group_sums
 from hansa_server.masked_rounds import check_mean, masked_order
 from hansa_server.masked_sums import SumAbandoned, Summed
@@ -90,8 +90,8 @@ def grouped_statistics(run: Run, merchants: tuple[Merchant, ...]) -> list[Statis
     def order(_: Merchant, header: dict[str, Any]) -> MaskableOrder:
         return StatisticsOrder(**header)
 
-    def decode(total: Ring, _: int) -> Statistics:
-        values = layout.decode(total)
+    def decode(total: Ring, num_merchants: int) -> Statistics:
+        values = layout.decode(total, num_merchants)
         check_sum_of_statistics(run.agreement, values[1:], int(values[0]))
         return np.asarray(values[1:], np.int64)
 
@@ -110,9 +110,7 @@ def grouped_metrics(
         return EvaluateOrder(**header, split=split, preprocessing=preprocessing, weights=weights, stage=stage)
 
     def decode(total: Ring, num_merchants: int) -> Histogram:
-        histogram = layout.decode(total)
-        check_histogram(histogram, run.agreement.cohort.max_examples * num_merchants)
-        return histogram
+        return decoded_histogram(run.agreement, total, num_merchants)
 
     what = f"{split} evaluation"
     sums = group_sums(run, merchants, what, order, layout.num_elements)

@@ -381,3 +381,36 @@ def test_draft_of_a_public_set_fits_every_silo_and_finds_what_is_known(
     num_numbers = sum(kind is NumericFeature for kind in kinds.values())
     clipped = sum(sum(merchant.quality.clipped.values()) for merchant in tables)
     assert clipped <= 0.002 * len(frame) * num_numbers
+
+
+MASKED = """
+task = "fraud"
+label = {column = "bought"}
+features = [{kind = "boolean", name = "member"}]
+roster = ["a", "b", "c", "d", "e"]
+cohort = {min_merchants = 3, max_update_norm = 10.0, max_examples = 50000}
+secure_aggregation = {protocol = "double-masking", colluders = 1}
+"""
+
+
+def test_agree_says_of_an_agreement_who_may_drop_out_and_collude_and_how_sums_are_rounded(tmp_path, capsys):
+    path = tmp_path / "agreement.toml"
+    path.write_text(MASKED)
+    assert agree(path) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "sums over at least 4 of 5 merchants",
+        "no more than 1 of them help",
+        "4 shares open a secret",
+        "up to 1 may drop out",
+        "masking moves a mean update by 6e-07",
+        parse_agreement(MASKED, "it").fingerprint,
+    ):
+        assert words in told
+    assert agree(path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == parse_agreement(MASKED, "it").fingerprint
+
+
+def test_agree_on_a_table_asks_for_the_label(data_file, capsys):
+    assert agree(data_file) == 2
+    assert "--label COLUMN" in capsys.readouterr().err

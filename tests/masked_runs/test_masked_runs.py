@@ -229,3 +229,19 @@ def test_threshold_that_asks_for_everyone_abandons_a_round_without_one(five):
     ran = five.run(agreement, five.fault(lambda order: in_round(order, 2) and order.recipient == "elm"))
     assert [entry.abandoned for entry in rounds_of(ran)] == ["", "too-few-vectors", "", ""]
     assert replace(rounds_of(ran)[1]).dropped == {"elm": "client-error"}
+
+
+def test_masked_run_with_noise_comes_to_the_model_of_the_run_with_the_same_noise_in_the_clear(five):
+    """What leaves has noise in it before it is masked, and is below zero at times: neither disturbs the other."""
+    private = {
+        "epsilon": 90.0, "noise_multiplier": 0.5, "sampling_rate": 0.2, "statistics_noise_multiplier": 1.0,
+        "evaluation_noise_multiplier": 1.0,
+    }  # fmt: skip
+    agreement = five.agreement(privacy={"min_count": 1, "min_positives": 1, "dp": private})
+    masked, clear = five.run(agreement), five.run(five.in_the_clear(agreement))
+    np.testing.assert_allclose(masked.result.weights, clear.result.weights, rtol=0, atol=1e-5)
+    assert masked.result.preprocessing == clear.result.preprocessing
+    assert masked.result.test == clear.result.test
+    assert {reply.KIND for reply in masked.grid.replies} == {
+        "introduction", "keys-reply", "masked-reply", "unmask-reply",
+    }  # fmt: skip
