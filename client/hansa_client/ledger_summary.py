@@ -11,7 +11,7 @@ from hansa_client.ledger_entries import Entry
 from hansa_common.ledger_state import LedgerState
 
 # Each is a composition to compute: enough for a picture.
-MAX_POINTS: Final = 48
+MAX_POINTS: Final = 24
 
 
 @dataclass(frozen=True)
