@@ -7,6 +7,7 @@ issued, and the folders of the runs. Nothing is changed, and no merchant is aske
 | its nodes      | the node key that was issued to it; without one, the nodes that introduced themselves as it    |
 | version, approved | the last run that it spoke in                                                               |
 | rounds served  | all runs: rounds in which it was asked and its reply was averaged                              |
+| ledger         | the book of ledgers: when the merchant's last went back                                        |
 | in two places  | the gateway, which noted that its certificate was in use in two places at once                 |
 """
 
@@ -24,6 +25,7 @@ from hansa_server import run_folder, server_process, superlink
 from hansa_server.attendance import read_attendance
 from hansa_server.gateway_sightings import read_two_places
 from hansa_server.issued_register import IssuedRegister
+from hansa_server.ledger_book import read_book
 from hansa_server.server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ class RunStatus:
 @dataclass(frozen=True)
 class MerchantStatus:
     """A merchant now. `has_approved` is of the last agreement that it was asked about, None where it was not asked;
-    `in_two_places`, when its certificate was last in use in two places, None where it never was.
+    `in_two_places`, when its certificate was last in use in two places, and `ledger_went_back`, when its privacy ledger
+    last was behind what it had been: None where that never was.
     """
 
     name: str
@@ -53,6 +56,7 @@ class MerchantStatus:
     has_approved: bool | None
     rounds_served: int
     in_two_places: datetime | None = None
+    ledger_went_back: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class _Known:
         self._heard = [read_attendance(run.folder) for run in self._runs]
         self._served = Counter(name for run in self._runs for name in _served(run.folder))
         self._owners = self._whose_nodes()
+        folders = [*(run.folder for run in self._runs), state]
+        self._ledgers = {name: known for folder in folders for name, known in read_book(folder).items()}
 
     def status(self) -> Status:
         """All of it."""
@@ -123,6 +129,7 @@ class _Known:
             has_approved=None if last_heard is None else last_heard.has_approved,
             rounds_served=self._served[name],
             in_two_places=self._in_two_places.get(name),
+            ledger_went_back=None if (known := self._ledgers.get(name)) is None else known.went_back_at,
         )
 
     def _whose_nodes(self) -> dict[int, str]:

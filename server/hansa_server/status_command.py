@@ -46,6 +46,11 @@ def show(found: Status, console: Console, now: datetime) -> None:
             lines.append(
                 f"WARNING: the certificate of {merchant.name} was in use in two places ({when}); was it copied?"
             )
+        if merchant.ledger_went_back is not None:
+            when = ago((now - merchant.ledger_went_back).total_seconds())
+            lines.append(
+                f"WARNING: the privacy ledger of {merchant.name} went back ({when}); was an older copy of it put back?"
+            )
     for line in lines:
         console.print(Text(line), soft_wrap=True)
     if found.merchants:
