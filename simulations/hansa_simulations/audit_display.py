@@ -65,14 +65,7 @@ class AuditDisplay:
 def print_audit(audit: Audit, console: Console | None = None) -> None:
     """Print every attack in a line, what they find out of shadows, and the verdict."""
     console = Console() if console is None else console
-    table = Table("attack", "on", "area", *(f"found at {rate:.1%}" for rate in FALSE_POSITIVE_RATES))
-    for attack in audit.attacks:
-        style = "bold" if attack is audit.strongest else ""
-        table.add_row(*map(Text, (attack.name, attack.model, *_figures(attack))), style=style)
-    if audit.federation is not None:
-        found = [audit.federation.true_positives.get(rate) for rate in FALSE_POSITIVE_RATES]
-        table.add_row(*map(Text, ("LiRA, online", "each shadow by the others", "", *map(_share, found))))
-    console.print(table)
+    console.print(_membership_table(audit))
     rates = audit.strongest.rates
     told = (
         f"Found are members, of {rates.num_members:,}, where so many of {rates.num_non_members:,} non-members are "
@@ -84,9 +77,28 @@ def print_audit(audit: Audit, console: Console | None = None) -> None:
     console.print(Text(told), soft_wrap=True)
     if audit.inversions:
         console.print(_inversion_table(audit))
+    if audit.inversions and audit.run.agreement.secure_aggregation.is_on:
+        console.print("No merchant's update leaves here, but under a mask: these are what the masks hide.")
     if audit.attribute is not None:
         console.print(Text(audit.attribute.verdict), soft_wrap=True)
     console.print(Text(audit.verdict), soft_wrap=True)
+
+
+def _membership_table(audit: Audit) -> Table:
+    of_federation = {} if audit.federation is None else audit.federation.true_positives
+    known = [
+        rate
+        for rate in FALSE_POSITIVE_RATES
+        if rate in of_federation or any(attack.rates.at(rate) for attack in audit.attacks)
+    ]
+    table = Table("attack", "on", "area", *(f"found at {rate:.1%}" for rate in known))
+    for attack in audit.attacks:
+        style = "bold" if attack is audit.strongest else ""
+        table.add_row(*map(Text, (attack.name, attack.model, *_figures(attack, known))), style=style)
+    if of_federation:
+        found = [_share(of_federation.get(rate)) for rate in known]
+        table.add_row(*map(Text, ("LiRA, online", "each shadow", "", *found)))
+    return table
 
 
 def _inversion_table(audit: Audit) -> Table:
@@ -98,8 +110,8 @@ def _inversion_table(audit: Audit) -> Table:
     return table
 
 
-def _figures(attack: MembershipAttack) -> tuple[str, ...]:
-    area, rates = attack.rates.roc_auc, [attack.rates.at(rate) for rate in FALSE_POSITIVE_RATES]
+def _figures(attack: MembershipAttack, known: list[float]) -> tuple[str, ...]:
+    area, rates = attack.rates.roc_auc, [attack.rates.at(rate) for rate in known]
     told = f"{area.estimate:.3f} ({area.low:.3f} to {area.high:.3f})"
     return (told, *(_share(None if rate is None else rate.true_positives) for rate in rates))
 

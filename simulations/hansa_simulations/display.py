@@ -79,6 +79,8 @@ def print_summary(metrics: Mapping[str, Any], report: Path, console: Console | N
     console = Console() if console is None else console
     console.print(table)
     console.print(Text(f"agreement {metrics['agreement_fingerprint'][:12]}, seed {metrics['seed']}"))
+    if "audit" in metrics:
+        console.print(Text(metrics["audit"]["verdict"]), soft_wrap=True)
     console.print(Text(f"The report is {report}"), soft_wrap=True)
 
 
