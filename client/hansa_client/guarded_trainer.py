@@ -32,7 +32,7 @@ from hansa_client.audit import AUDIT_NAME, Audit, Decision
 from hansa_client.departures import check_departure
 from hansa_client.halting import Halt
 from hansa_client.ledger import Ledger
-from hansa_client.ledger_account import Limit
+from hansa_client.ledger_account import Limit, epsilon_of
 from hansa_client.ledger_entries import Charge
 from hansa_client.merchant_files import MerchantFiles
 from hansa_client.merchant_policy import MerchantPolicy
@@ -134,6 +134,14 @@ class Boundary:
             raise PolicyError(str(error)) from error
         own.verify(order, self.agreed.agreement, self.clock().time())
         return own
+
+    def budget_lines(self) -> list[str]:
+        """What was spent of the epsilon that was agreed on; nothing without [privacy.dp]."""
+        agreement, dp = self.agreed.agreement, self.agreed.agreement.privacy.dp
+        if dp is None:
+            return []
+        spent = epsilon_of(self.ledger.spent_under(agreement.fingerprint), dp.delta)
+        return [f"epsilon {spent:g} of {dp.epsilon:g} is spent under this agreement, at delta {dp.delta:g}"]
 
     def charge_for(self, order: Order, order_hash: str) -> Charge | None:
         """What an order is charged; None without [privacy.dp], where nothing is promised.

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from hansa_client.chained_lines import EMPTY, Chain, ChainedFile
-from hansa_client.ledger_account import Account, Limit, tally_of
+from hansa_client.ledger_account import Account, Limit, Tally, tally_of
 from hansa_client.ledger_entries import Charge, Entry, answered_entry, ledger_lines
 from hansa_client.ledger_head import LedgerHead
 from hansa_common import durable_files
@@ -82,6 +82,10 @@ class Ledger:
     def state(self) -> LedgerState | None:
         """How far it is, for who should notice that it goes back; None where it is not kept."""
         return None if self._files is None else _state(self._chain)
+
+    def spent_under(self, agreement: str) -> Tally:
+        """What orders under the agreement of this fingerprint have cost, as far as this process has read."""
+        return self._account.by_agreement.get(agreement, Tally())
 
     def charge(self, asked: Charge, own: Limit | None = None) -> None:
         """Charge an order, on disk when this returns; call before its work begins. What costs nothing is not charged,

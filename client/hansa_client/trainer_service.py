@@ -187,6 +187,8 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
         with TrainerServer(GuardedTrainer(trainer, boundary), merchant, folder):
             typer.echo(f"{merchant}: {table.quality.line}")
             typer.echo(f"{merchant}: {len(table.train)} training rows, {backend} on {device}")
+            for line in boundary.budget_lines():
+                typer.echo(f"{merchant}: {line}")
             os.write(ready, b"ready\n")
             os.close(ready)
             stop.wait()

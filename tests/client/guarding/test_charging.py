@@ -234,6 +234,14 @@ def test_budget_holds_in_a_simulation_too(clerk, dp_agreed, introduction, asked)
     assert {reply.ledger for reply in replies} == {""}
 
 
+def test_what_was_spent_of_the_agreement_is_told_at_the_start(started, asked, files, agreed, dp_agreed):
+    started().answer(asked(1))
+    (line,) = Boundary(Policy(dp_agreed, "alder"), ledger=Ledger(files)).budget_lines()
+    spent = epsilon([STEPS], 1e-5)
+    assert line == f"epsilon {spent:g} of {EPSILON:g} is spent under this agreement, at delta 1e-05"
+    assert Boundary(Policy(agreed, "alder"), ledger=Ledger(files)).budget_lines() == []
+
+
 # What the coordinator is told
 
 
