@@ -1,6 +1,9 @@
 """What was asked of this merchant and what it answered: its own file, each line bound to all lines before it.
 
-- A line is on disk before an order is obeyed, and another before the answer leaves. None is ever changed.
+- A line is on disk before an order is worked on, and another before the answer leaves. None is ever changed.
+- An order that is not worked on, because it is refused or has its answer already, has a line in the place of both. Who
+  has no key can send such orders without end, so there are at most ASIDE_LINES_AN_HOUR of these; the others are
+  counted, and their number is in the next line.
 - A line names the SHA-256 of the line before it (chained_lines.py), so that a line changed, removed, added or moved is
   found; not that the last ones are missing, unless the merchant has noted `head` elsewhere.
 - Lines hold hashes, sizes, names and what was asked and allowed: no row, no weight, no key.
@@ -9,8 +12,9 @@
 what       says
 started    a trainer began to serve under an agreement
 repaired   an unfinished last line of `num_bytes` was taken off
-asked      an order came: its kind, run, number, round, hash and size; empty where it is not readable or not signed
-answered   what left for it: `decision` is answered, stored (again, as before) or refused, with the code and the reason
+asked      an order is worked on: its kind, run, number, round, hash and size
+answered   what left for it: `decision` is answered or refused, with the code and the reason; or, without `asked` before
+           it, what left for an order that is not worked on: it is stored (again, as before) or refused
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -29,6 +33,8 @@ from hansa_common.plain_text import printable
 from hansa_common.record_types import Digest
 
 AUDIT_NAME: Final = "audit.jsonl"
+# More than an honest run has, and some megabytes a day at the most.
+ASIDE_LINES_AN_HOUR: Final = 120
 _REMEDY: Final = "keep the file elsewhere, and start again: a new one begins"
 
 What = Literal["started", "repaired", "asked", "answered"]
@@ -36,7 +42,10 @@ Decision = Literal["answered", "stored", "refused"]
 
 
 class Entry(ChainedLine):
-    """One line. `order` and `reply` are the hashes of messages, without their seals; `kind` is the kind of message."""
+    """One line. `order` and `reply` are the hashes of messages, without their seals, or what names an order that was
+    not opened (sealing.py); `kind` is the order's. `num_unnoted` orders that were not worked on came since the line
+    before, and have none.
+    """
 
     what: What
     agreement: Digest | None = None
@@ -50,6 +59,7 @@ class Entry(ChainedLine):
     decision: Decision | None = None
     code: Text = ""
     reason: Text = ""
+    num_unnoted: Annotated[int, Field(ge=0)] = 0
 
 
 class Audit:
@@ -65,6 +75,8 @@ class Audit:
         self._now = now
         self._chain = Chain()
         self._writing = threading.Lock()
+        self._num_unnoted = 0
+        self._aside = deque[datetime](maxlen=ASIDE_LINES_AN_HOUR)
         if path is not None and path.exists():
             self._repair(_file(path), verified(path))
 
@@ -78,12 +90,22 @@ class Audit:
         self._append("started", agreement=agreement)
 
     def asked(self, **facts: Any) -> None:
-        """Note an order, on disk when this returns; call before it is obeyed. The fields are Entry's."""
+        """Note an order, on disk when this returns; call before it is worked on. The fields are Entry's."""
         self._append("asked", **facts)
 
     def answered(self, decision: Decision, *, reason: str = "", **facts: Any) -> None:
         """Note an answer, on disk when this returns; call before it leaves."""
         self._append("answered", decision=decision, reason=printable(reason, MAX_TEXT_CHARS), **facts)
+
+    def set_aside(self, decision: Decision, *, reason: str = "", **facts: Any) -> None:
+        """Note the answer to an order that is not worked on, or count it where there have been too many."""
+        with self._writing:
+            now = self._now()
+            if len(self._aside) == ASIDE_LINES_AN_HOUR and abs(now - self._aside[0]) < timedelta(hours=1):
+                self._num_unnoted += 1
+                return
+            self._aside.append(now)
+        self.answered(decision, reason=reason, **facts)
 
     def _repair(self, file: ChainedFile[Entry], found: Chain) -> None:
         self._chain = file.take_torn_off(found)
@@ -95,8 +117,10 @@ class Audit:
             return
         with self._writing:
             number, at = self._chain.num_lines + 1, self._now().isoformat(timespec="milliseconds")
-            entry = Entry(number=number, at=at, what=what, previous=self._chain.head, **facts)
-            self._chain = self._file.append(entry, self._chain)
+            place: dict[str, Any] = {"number": number, "at": at, "previous": self._chain.head}
+            place["num_unnoted"] = self._num_unnoted
+            self._chain = self._file.append(Entry(what=what, **place, **facts), self._chain)
+            self._num_unnoted = 0
 
 
 def verified(path: Path) -> Chain:

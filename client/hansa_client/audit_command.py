@@ -45,7 +45,8 @@ def audit(
 
 def told(entry: Entry) -> str:
     """One line of the audit in words."""
-    return " ".join([f"{entry.number:>6}", entry.at, *_facts(entry)])
+    unnoted = [f"({entry.num_unnoted} more were not worked on before)"] if entry.num_unnoted else []
+    return " ".join([f"{entry.number:>6}", entry.at, *_facts(entry), *unnoted])
 
 
 def _facts(entry: Entry) -> list[str]:
@@ -55,7 +56,7 @@ def _facts(entry: Entry) -> list[str]:
         case "repaired":
             return [f"took off {entry.num_bytes} bytes of an unfinished line"]
         case "asked":
-            return ["asked   ", entry.kind or "(not an order, or not signed)", *_place(entry)]
+            return ["asked   ", entry.kind, *_place(entry)]
     refused = [f"refused: {entry.code};", entry.reason] if entry.decision == "refused" else []
     return ["answered", *(refused or [_decision(entry)]), *_place(entry)]
 

@@ -1,12 +1,13 @@
 """The boundary round a merchant's trainer: every order comes in through here, and every reply goes out.
 
-in     signed (seals.py) -> one whole order (messages.py) -> noted (audit.py) -> permitted by the agreement (policy.py),
-       approved (approvals.py), within this merchant's own policy (merchant_policy.py) -> not taken before
-       (order_log.py) -> charged, where it costs privacy (ledger.py) -> the trainer
+in     signed (seals.py) -> one whole order (messages.py) -> permitted by the agreement (policy.py), approved
+       (approvals.py), within this merchant's own policy (merchant_policy.py) -> not taken before (order_log.py) ->
+       charged, where it costs privacy (ledger.py) -> noted (audit.py) -> the trainer
 out    one record of the kind asked for (departures.py), within the policy -> kept for who asks again -> on record as
        answered -> stamped with the ledger's state (stamping.py) -> noted -> signed
 
 - Nothing is computed for an order that any of these refuses; what cannot be noted does not leave, but for a refusal.
+  Refusals, and answers given again, are noted as far as the audit has room for them.
 - An order is obeyed once; asked again, the merchant gives the answer that it gave, refusals among them. One that costs
   more privacy than is left is refused and not kept: it is obeyed if it is asked again once more is allowed.
 - A failure leaves as a code, its text stays in this merchant's log; an answer always comes, and nothing is raised.
@@ -183,12 +184,13 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Answer:
-    """A reply that is ready to leave, and what the audit says of it."""
+    """A reply that is ready to leave, and what the audit says of it; `is_of_work` that it knows of the work already."""
 
     message: bytes
     decision: Decision
     code: str = ""
     reason: str = ""
+    is_of_work: bool = False
 
 
 def in_process(agreement: Agreement, workers: Mapping[str, Worker]) -> dict[str, GuardedTrainer]:
@@ -223,8 +225,8 @@ class GuardedTrainer:
             charge = self._boundary.charge_for(order, asked.order_hash)
             log, ledger = self._boundary.log, self._boundary.ledger
             if isinstance(order, IntroduceOrder):
-                log.begin(order.run_id, order.number, self._boundary.coordinator)
-                return self._worked(asked, order, own)
+                is_new = log.begin(order.run_id, order.number, self._boundary.coordinator)
+                return self._noted_work(asked, order, own) if is_new else self._worked(asked, order, own)
             stored = log.take(order, asked.order_hash)
             if stored is not None:
                 # Kept by a process that was killed before it said so.
@@ -232,7 +234,7 @@ class GuardedTrainer:
                 return _Answer(stored, "stored")
             if charge is not None:
                 ledger.charge(charge, own.limit)
-            answer = self._worked(asked, order, own)
+            answer = self._noted_work(asked, order, own)
             # What was refused only because this process ends, or nobody waited, is to be obeyed the next time.
             if answer.decision == "answered" or not asked.is_cancelled():
                 self._keep(asked, answer)
@@ -244,21 +246,19 @@ class GuardedTrainer:
         self._boundary.ledger.answered(asked.order_hash)
 
     def _opened(self, asked: _Asked) -> Order:
-        """The order; noted, with its facts, whether or not it can be opened."""
-        facts, num_bytes = asked.facts, len(asked.sealed)
-        try:
-            message = self._boundary.seals.open_order(asked.sealed)
-            facts |= {"order": message_hash(message)}
-            order = decode(message)
-            if not isinstance(order, Order):
-                raise MessageError(f"{order.KIND} is not an order")
-            facts |= {"run": order.run_id, "sequence": order.sequence}
-            facts |= {"round": order.round} if isinstance(order, RoundOrder) else {}
-        except HansaError:
-            self._boundary.audit.asked(**facts, num_bytes=num_bytes)
-            raise
-        self._boundary.audit.asked(**facts, kind=order.KIND, num_bytes=num_bytes)
+        """The order, once its facts are known."""
+        message = self._boundary.seals.open_order(asked.sealed)
+        asked.facts["order"] = message_hash(message)
+        order = decode(message)
+        if not isinstance(order, Order):
+            raise MessageError(f"{order.KIND} is not an order")
+        asked.facts.update(run=order.run_id, sequence=order.sequence, kind=order.KIND)
+        asked.facts.update({"round": order.round} if isinstance(order, RoundOrder) else {})
         return order
+
+    def _noted_work(self, asked: _Asked, order: Order, own: MerchantPolicy) -> _Answer:
+        self._boundary.audit.asked(**asked.facts, num_bytes=len(asked.sealed))
+        return replace(self._worked(asked, order, own), is_of_work=True)
 
     def _worked(self, asked: _Asked, order: Order, own: MerchantPolicy) -> _Answer:
         halt = Halt(asked.received + order.deadline_seconds, asked.is_cancelled)
@@ -277,7 +277,7 @@ class GuardedTrainer:
         answer = self._refused(asked, "failed", "its work hung, and the trainer was ended")
         if not isinstance(order, IntroduceOrder):
             self._keep(asked, answer)
-        self._noted(answer, asked)
+        self._noted(replace(answer, is_of_work=True), asked)
 
     def _stamped(self, answer: _Answer) -> _Answer:
         """The answer with what the ledger's state is now."""
@@ -285,8 +285,10 @@ class GuardedTrainer:
         return answer if state is None else replace(answer, message=stamped(answer.message, str(state)))
 
     def _noted(self, answer: _Answer, asked: _Asked) -> _Answer:
-        told = {"reply": message_hash(answer.message), "num_bytes": len(answer.message)}
-        self._boundary.audit.answered(answer.decision, code=answer.code, reason=answer.reason, **asked.facts, **told)
+        audit = self._boundary.audit
+        note = audit.answered if answer.is_of_work else audit.set_aside
+        told = {**asked.facts, "reply": message_hash(answer.message), "num_bytes": len(answer.message)}
+        note(answer.decision, code=answer.code, reason=answer.reason, **told)
         return answer
 
     def _attempt(self, asked: _Asked, action: Callable[[], _Answer]) -> _Answer:

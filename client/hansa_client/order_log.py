@@ -154,9 +154,9 @@ class OrderLog:
             self._records = {record.run_id: record for record in found}
             self._current = found[-1] if found else None
 
-    def begin(self, run_id: str, introduction: int = 0, coordinator: str = "") -> None:
-        """Take part in a run from now on, and no longer in another; it is no error to do so already. The number of the
-        introduction is this coordinator's, '' where orders are not signed.
+    def begin(self, run_id: str, introduction: int = 0, coordinator: str = "") -> bool:
+        """Take part in a run from now on, and no longer in another; whether that is new, as it is no error to do so
+        already. The number of the introduction is this coordinator's, '' where orders are not signed.
 
         Raises:
             ReplayError: it is not above those that came before.
@@ -164,7 +164,7 @@ class OrderLog:
         """
         current = self._current
         if current is not None and current.begins_as(run_id, introduction, coordinator):
-            return
+            return False
         self._check_introduction(introduction, coordinator)
         if run_id not in self._records and len(self._records) >= MAX_RUNS:
             raise MerchantError(
@@ -176,6 +176,7 @@ class OrderLog:
         changes = {"begun": begun, "introduction": introduction, "coordinator": coordinator}
         self._current = self._written(known.model_copy(update=changes))
         self._forget_replies_of_old_runs()
+        return True
 
     def _check_introduction(self, number: int, coordinator: str) -> None:
         if not coordinator:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hansa_client.approvals import Approvals
-from hansa_client.audit import AUDIT_NAME, entries
+from hansa_client.audit import ASIDE_LINES_AN_HOUR, AUDIT_NAME, entries
 from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.merchant_files import MerchantFiles
 from hansa_common.agreement import Agreement, validate_agreement
@@ -115,7 +115,7 @@ class Merchant:
         named = unopened_hash(sent) if code == "not-signed" else message_hash(unverified(sent))
         assert (reply.code, reply.order_hash) == (code, named)
         assert self.rows.obeyed == []
-        assert [entry.what for entry in noted[-2:]] == ["asked", "answered"]
+        assert noted[-1].what == "answered"
         assert (noted[-1].decision, noted[-1].code, noted[-1].order) == ("refused", code, reply.order_hash)
 
     def refuses_signed(self, message: bytes, code: str) -> None:
@@ -309,6 +309,25 @@ def test_fuzzed_messages_under_a_true_signature_are_refused_whole(merchant, wild
     for signed in (wild, message[: cut % len(message)], message + appended):
         assert merchant.answered(seal(signed, COORDINATOR, "order")).code == "message-invalid"
     assert merchant.rows.obeyed == []
+
+
+def test_flood_of_orders_that_are_not_obeyed_fills_no_disk(merchant):
+    """Whoever has the socket's token, or SuperLink: with the coordinator's own orders, and with any bytes."""
+    stored, old = (
+        seal(merchant.order(1), COORDINATOR, "order"),
+        seal(merchant.introduction(number=1), COORDINATOR, "order"),
+    )
+    before = (merchant.state / AUDIT_NAME).stat().st_size
+    for _ in range(ASIDE_LINES_AN_HOUR):
+        for sent in (b"any bytes", merchant.order(2), stored, old):
+            merchant.trainer.answer(sent)
+    assert (merchant.state / AUDIT_NAME).stat().st_size - before < 700 * ASIDE_LINES_AN_HOUR
+    # Who it is, a merchant says again.
+    assert all(isinstance(order, IntroduceOrder) for order in merchant.rows.obeyed)
+    assert merchant.obeys(merchant.order(2))
+    asked, answered = list(entries(merchant.state / AUDIT_NAME))[-2:]
+    assert (asked.what, asked.num_unnoted) == ("asked", 3 * ASIDE_LINES_AN_HOUR)
+    assert (answered.what, answered.decision) == ("answered", "answered")
 
 
 def test_what_is_asked_in_an_attack_draws_on_no_terminal_and_fills_no_disk(merchant):

@@ -8,13 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hansa_client.audit import Audit, entries, verified
+from hansa_client.audit import ASIDE_LINES_AN_HOUR, Audit, entries, verified
 from hansa_client.chained_lines import MAX_LINE_BYTES, MAX_TEXT_CHARS
 from hansa_common.errors import MerchantError
 
@@ -156,6 +156,21 @@ def test_line_that_cannot_be_written_at_all_says_why_and_leaves_nothing(path):
     assert path.read_bytes() == content
     audit.asked(order=ORDER)
     verified(path)
+
+
+def test_orders_that_are_not_worked_on_fill_no_disk_and_are_counted(path):
+    now = [datetime(2026, 3, 1, tzinfo=UTC)]
+    audit = Audit(path, lambda: now[0])
+    for _ in range(3 * ASIDE_LINES_AN_HOUR):
+        audit.set_aside("refused", code="not-signed", order=ORDER)
+        now[0] += timedelta(seconds=1)
+    assert [e.num_unnoted for e in entries(path)] == [0] * ASIDE_LINES_AN_HOUR
+    audit.asked(order=ORDER)
+    now[0] += timedelta(hours=1)
+    audit.set_aside("stored", order=ORDER)
+    *_, asked, stored = entries(path)
+    assert (asked.what, asked.num_unnoted) == ("asked", 2 * ASIDE_LINES_AN_HOUR)
+    assert (stored.decision, stored.num_unnoted) == ("stored", 0)
 
 
 def test_line_is_one_line_of_bounded_length_whatever_an_order_says(path):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from hansa_client.audit import Audit
+from hansa_client.audit import ASIDE_LINES_AN_HOUR, Audit
 
 ORDER, REPLY = "a" * 64, "b" * 64
 
@@ -32,6 +32,17 @@ def test_lines_are_shown_in_words_with_what_was_asked_and_allowed(hansa, state):
     assert "asked    round round 3 order aaaaaaaaaaaa bytes 4000" in asked
     assert "refused: not-permitted; asked 3, allowed 2 round 3" in refused
     assert summary.startswith("3 lines, none changed or missing")
+
+
+def test_orders_without_a_line_are_told_with_the_next(hansa, state):
+    path = state / "audit.jsonl"
+    audit = Audit(path, lambda: datetime(2026, 3, 1, tzinfo=UTC))
+    for _ in range(ASIDE_LINES_AN_HOUR + 7):
+        audit.set_aside("refused", code="not-signed", reason="the order is not signed", order=ORDER)
+    audit.started("c" * 64)
+    *_, aside, started, _ = hansa("client", "audit", "--state", state).stdout.splitlines()
+    assert "refused: not-signed; the order is not signed order aaaaaaaaaaaa" in aside
+    assert started.endswith("(7 more were not worked on before)")
 
 
 def test_last_lines_and_all_of_them_as_json(hansa, state):
