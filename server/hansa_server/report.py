@@ -78,6 +78,7 @@ def render_report(run: Run) -> str:
             table
             for table in (
                 tables.plan_table(run),
+                tables.robustness_table(run),
                 tables.network_table(run),
                 tables.settings_table("The run", identity),
             )

@@ -200,6 +200,21 @@ def plan_table(run: Run) -> Table | None:
     return settings_table("How it was trained", _in_use(plan, plan.get("algorithm"), plan.get("optimizer")))
 
 
+def robustness_table(run: Run) -> Table | None:
+    """The rule against dishonest merchants, and of a rule that selects, whose updates the model is made of; None for
+    the plain mean.
+    """
+    agreed = part(run, "robustness")
+    if agreed.get("rule", "mean") == "mean":
+        return None
+    taken: dict[str, list[int]] = {}
+    for entry in rounds(run):
+        for name in entry.get("selected") or ():
+            taken.setdefault(str(name), []).append(int(entry["round"]))
+    selected = {f"made of {name} alone": f"round {words.rounds(when)}" for name, when in taken.items()}
+    return settings_table("What holds although some may lie", {**agreed, **selected})
+
+
 def network_table(run: Run) -> Table | None:
     """The network's settings, as far as its loss has a use for them."""
     model = part(run, "model")

@@ -121,6 +121,17 @@ def test_page_states_fingerprint_plan_thresholds_quality_and_versions(run, page)
         assert expected in text
 
 
+def test_page_says_by_which_rule_liars_are_withstood_and_whose_updates_it_took(run):
+    krum = {"rule": "krum", "num_dishonest": 1, "max_norm": None, "groups": None}
+    selected = [["Bergen Fishworks"], [], ["Bergen Fishworks"]]
+    entries = [{**entry, "selected": names} for entry, names in zip(run["rounds"], selected, strict=False)]
+    text = text_of(render_report({**run, "robustness": krum, "rounds": entries}))
+    assert "Rule krum" in text
+    assert "made of Bergen Fishworks alone round 1, 3" in text.replace("Made of", "made of")
+    plain = {**krum, "rule": "mean", "num_dishonest": 0}
+    assert "What holds although some may lie" not in text_of(render_report({**run, "robustness": plain}))
+
+
 def test_real_processes_report_what_they_know_and_say_what_was_not_measured(run):
     text = text_of(render_report(process_run(run)))
     assert f"reaches a PR-AUC of {run['federated']['pr_auc']:.3f}" in text
