@@ -1,12 +1,15 @@
 """What masking costs on public data: the same federation with and without secure aggregation.
 
 The three sets of bench_accuracy.py, with its agreements but for what masked sums ask of them: bounds near what updates
-and tables are, at least three merchants in a sum, and local steps where the algorithm is SCAFFOLD. Both runs have the
-same agreement but for `[secure_aggregation]`, so their figures differ by the rounding of masked means alone. The mark:
+and tables are, at least three merchants in a sum, and local steps where the algorithm is SCAFFOLD. The runs have the
+same agreement but for `[secure_aggregation]`, so their figures differ by the rounding of masked means alone, some 1e-8
+a coordinate. Training can make more of that than there is in it, so a third run stands beside them: in the clear, each
+mean moved by a random 1e-9. The mark:
 
-    PR-AUC on test rows within .001 of the run without masks, on each set and seed
+    the mean over seeds of PR-AUC on test rows within .001 of that without masks, on each set; or no farther from it
+    than that of the runs whose means were moved, which have no masks either
 
-Beside it: the seconds of either run, and the bytes of its rounds, up and down, per merchant and round.
+Beside it: the seconds of each run, and the bytes of its rounds, up and down, per merchant and round.
 
     python tests/bench/bench_secure_accuracy.py [--sets shoppers coupon creditcard] [--seeds 0] [--json FILE]
 """
@@ -19,15 +22,23 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
+import numpy as np
 from bench_accuracy import CASES, scenario
 
 from hansa_common.agreement import Agreement, validate_agreement
+from hansa_common.agreement_sections import Plan
+from hansa_server import rounds
+from hansa_server.aggregation import Doubles
+from hansa_server.algorithms import ServerState
 from hansa_simulations.scenario import Scenario, run_scenario
 
 MAX_PR_AUC_DIFFERENCE: Final = 0.001
+NUDGE: Final = 1e-9
 MAX_UPDATE_NORM: Final = 10.0
 # About as many as an epoch of the mean merchant has in batches of the agreement's size.
 LOCAL_STEPS: Final = {"shoppers": 120, "coupon": 200, "creditcard": 200}
@@ -51,28 +62,42 @@ def agreements(asked: Scenario, name: str, algorithm: str) -> tuple[Agreement, A
 def measured(name: str, seed: int, algorithm: str) -> dict[str, Any]:
     """Figures of one set and seed, of both runs."""
     asked, found = scenario(name, seed), {}
-    for way, agreement in zip(("plain", "masked"), agreements(asked, name, algorithm), strict=True):
+    plain, masked = agreements(asked, name, algorithm)
+    ways = {"plain": (plain, contextlib.nullcontext()), "masked": (masked, contextlib.nullcontext())}
+    for way, (agreement, around) in {**ways, "nudged": (plain, nudged_means(seed))}.items():
         began = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), around:
             metrics = run_scenario(Scenario(agreement, asked.tables), Path(folder) / "run").metrics
-        rounds = metrics["rounds"]
-        answers = len(rounds) * len(agreement.roster)
+        entries = metrics["rounds"]
+        answers = len(entries) * len(agreement.roster)
         found[way] = {
             "pr_auc": metrics["federated"]["pr_auc"],
             "roc_auc": metrics["federated"]["roc_auc"],
-            "rounds": len(rounds),
+            "rounds": len(entries),
             "seconds": time.monotonic() - began,
-            "bytes_up": sum(entry["bytes_received"] for entry in rounds) // answers,
-            "bytes_down": sum(entry["bytes_sent"] for entry in rounds) // answers,
+            "bytes_up": sum(entry["bytes_received"] for entry in entries) // answers,
+            "bytes_down": sum(entry["bytes_sent"] for entry in entries) // answers,
         }
     return {"set": name, "seed": seed, **found}
 
 
+@contextlib.contextmanager
+def nudged_means(seed: int) -> Iterator[None]:
+    """Move each coordinate of every round's mean by a random number within NUDGE, while the block runs."""
+    values, step = np.random.default_rng(seed), rounds.step
+
+    def nudged(state: ServerState, plan: Plan, mean_update: Doubles, control_step: Doubles) -> ServerState:
+        return step(state, plan, mean_update + values.uniform(-NUDGE, NUDGE, mean_update.shape), control_step)
+
+    with patch.object(rounds, "step", nudged):
+        yield
+
+
 def main() -> None:
-    """Print each run's figures, and fail where masking moved one by more than the mark."""
+    """Print each run's figures, and fail where masking moved a set's by more than the mark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--algorithm", choices=["fedavg", "scaffold"], default="fedavg")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -83,17 +108,31 @@ def main() -> None:
             _show(results[-1])
     if asked.json:
         asked.json.write_text(json.dumps(results, indent=2))
-    if missed := [result for result in results if _difference(result) > MAX_PR_AUC_DIFFERENCE]:
-        raise SystemExit(f"PR-AUC moved by more than {MAX_PR_AUC_DIFFERENCE} in {len(missed)} of {len(results)} runs")
+    missed = [name for name in asked.sets if not _is_met([entry for entry in results if entry["set"] == name])]
+    if missed:
+        raise SystemExit(f"masking moves the mean PR-AUC of {', '.join(missed)} by more than the mark")
 
 
-def _difference(result: dict[str, Any]) -> float:
-    return abs(result["masked"]["pr_auc"] - result["plain"]["pr_auc"])
+def _is_met(results: list[dict[str, Any]]) -> bool:
+    """Whether one set's mark is met; prints what it stands on."""
+    moved = {way: [_moved(result, way) for result in results] for way in ("masked", "nudged")}
+    mean = {way: float(np.mean(values)) for way, values in moved.items()}
+    most = {way: float(np.max(np.abs(values))) for way, values in moved.items()}
+    print(
+        f"{results[0]['set']}: PR-AUC moved on the mean by {mean['masked']:+.5f} masked, {mean['nudged']:+.5f} nudged; "
+        f"of one seed at most {most['masked']:.5f} and {most['nudged']:.5f}"
+    )
+    return abs(mean["masked"]) <= max(MAX_PR_AUC_DIFFERENCE, abs(mean["nudged"]))
+
+
+def _moved(result: dict[str, Any], way: str) -> float:
+    return float(result[way]["pr_auc"] - result["plain"]["pr_auc"])
 
 
 def _show(result: dict[str, Any]) -> None:
-    print(f"{result['set']}, seed {result['seed']}: PR-AUC moved by {_difference(result):.6f}")
-    for way in ("plain", "masked"):
+    told = ", ".join(f"{way} {_moved(result, way):+.5f}" for way in ("masked", "nudged"))
+    print(f"{result['set']}, seed {result['seed']}: PR-AUC moved by {told}", flush=True)
+    for way in ("plain", "masked", "nudged"):
         run = result[way]
         print(
             f"  {way:6}  ROC-AUC {run['roc_auc']:.4f}  PR-AUC {run['pr_auc']:.4f}  {run['rounds']:3} rounds  "
