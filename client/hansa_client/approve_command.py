@@ -22,6 +22,7 @@ from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import MerchantError, UsageError
 from hansa_common.keys import public_key_of, read_signing_key
 from hansa_common.merchant_keys import IDENTITY_KEY
+from hansa_common.privacy_costs import check_affordable
 
 
 def approve(
@@ -56,6 +57,7 @@ def _ask(agreed: Agreement) -> None:
 
 
 def _told(agreed: Agreement, state: Path, approvals: Approvals) -> list[str]:
+    check_affordable(agreed)
     lines = [f"  - {line}" for line in plain_words(agreed)]
     if agreed.trust is not None:
         lines.append(f"  - you are {_own_name(agreed, state)!r} in it")

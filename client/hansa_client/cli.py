@@ -76,8 +76,10 @@ def draft(
 def _tell(path: Path, *, as_json: bool) -> None:
     from hansa_client.agreement_words import plain_words
     from hansa_common.agreement_file import read_agreement
+    from hansa_common.privacy_costs import check_affordable
 
     agreement, _ = read_agreement(path)
+    check_affordable(agreement)
     words = plain_words(agreement)
     if as_json:
         typer.echo(json.dumps({"agreement": str(path), "fingerprint": agreement.fingerprint, "words": words}))

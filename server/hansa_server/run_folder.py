@@ -46,6 +46,7 @@ from hansa_common.errors import CoordinatorError, HansaError, RunFailedError, Ru
 from hansa_common.features import FittedPreprocessing
 from hansa_common.keys import public_key_of
 from hansa_common.model import ModelSpec, load_model_parts, model_files
+from hansa_common.privacy_costs import check_affordable
 from hansa_common.vectors import Vector
 from hansa_server.audit_gate import check_audited
 from hansa_server.report import render_report
@@ -107,7 +108,9 @@ def create(
 
     Raises:
         UsageError: it holds a finished run and overwrite is not set, or something that is no run, or cannot be made.
+        AgreementError: the run would cost more privacy than the agreement promises.
     """
+    check_affordable(agreement)
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:

@@ -7,6 +7,7 @@ import pytest
 
 from hansa_client.guarded_trainer import in_process
 from hansa_client.programs import Programs
+from hansa_common.errors import AgreementError
 from hansa_common.messages import decode, encode
 from hansa_common.privacy import epsilon
 from hansa_common.privacy_costs import cost_of, run_epsilon
@@ -92,3 +93,10 @@ def test_scaffold_is_private_too_since_its_variate_comes_of_the_update(private, 
     agreement = type(scenario.agreement).model_validate(values)
     outcome = run_scenario(type(scenario)(agreement, scenario.tables), tmp_path / "run")
     assert np.isfinite(outcome.weights).all()
+
+
+def test_run_that_would_cost_more_than_promised_is_no_run(private, tmp_path) -> None:
+    scenario = private({**DP, "epsilon": 0.5})
+    with pytest.raises(AgreementError, match=r"promises epsilon 0\.5"):
+        run_folder.create(tmp_path / "run", scenario.agreement)
+    assert not (tmp_path / "run").exists()
