@@ -140,3 +140,14 @@ def test_column_to_guess_is_refused_at_once_where_it_is_none_of_a_few_values(coi
         Auditor(coin_run.folder, coin_run.data, Settings("loss", attribute="shelv"))
     with pytest.raises(UsageError, match="'n0' is not a boolean"):
         Auditor(coin_run.folder, coin_run.data, Settings("loss", attribute="n0"))
+
+
+def test_shadow_of_a_private_run_does_not_know_the_runs_noise(coins, tmp_path):
+    """Otherwise it would differ from the run by nothing but the rows, which the noise is there to hide."""
+    plan = {"optimizer": "sgd", "learning_rate": 0.5, "local_steps": 3}
+    promised = {"epsilon": 8.0, "noise_multiplier": 2.0, "sampling_rate": 0.1}
+    changes = {"training": {"algorithm": "fedavg", "rounds": 1, "plan": plan}, "privacy": {"dp": promised}}
+    run = coins.run(tmp_path, coins.agreement(**changes))
+    federations = ShadowFederations(run.agreement, coins.tables(run.agreement), 4)
+    federations.is_in[0] = federations.pool.is_member
+    assert np.abs(federations.trained(0) - sure_of(federations, run)).max() > 0.01
