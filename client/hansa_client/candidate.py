@@ -36,17 +36,18 @@ _SECONDS_TO_END: Final = 5.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate may take: `seconds` and `seconds_per_million_rows` of wall clock and of computing, and memory
-    beside its libraries and inputs.
+    """What a candidate may take: `seconds` and `seconds_per_million_rows` of wall clock and of computing, but never
+    more than `most_seconds`; and memory beside its libraries and inputs.
     """
 
     seconds: float = 60.0
     seconds_per_million_rows: float = 120.0
+    most_seconds: float = math.inf
     memory_bytes: int = 2**30
 
     def seconds_for(self, num_rows: int) -> float:
         """Seconds for that many rows."""
-        return self.seconds + self.seconds_per_million_rows * num_rows / 1e6
+        return min(self.seconds + self.seconds_per_million_rows * num_rows / 1e6, self.most_seconds)
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -23,6 +23,11 @@ class Halt:
         """Whether to stop."""
         return self.is_cancelled() or time.monotonic() >= self.deadline
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline, 0 once it is over."""
+        return max(0.0, self.deadline - time.monotonic())
+
     def check(self) -> None:
         """Go on, or stop here.
 

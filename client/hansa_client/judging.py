@@ -8,13 +8,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa_client.candidate import candidate_logits
+from hansa_client.candidate import DEFAULT_LIMITS, candidate_logits
+from hansa_client.halting import Halt
 from hansa_common.activations import Histograms, activation_histograms
+from hansa_common.errors import MerchantError
 from hansa_common.features import Inputs
 from hansa_common.messages import MAX_RANGE_ROWS
 from hansa_common.metrics import Histogram, metrics_from_histogram, score_histogram
@@ -43,7 +45,7 @@ def range_histograms(spec: ModelSpec, weights: Vector, train: Inputs, min_count:
 
 
 def compared(
-    logits: NDArray[np.float32], network: NDArray[np.uint8], inputs: Inputs, labels: NDArray[np.uint8]
+    logits: NDArray[np.float32], network: NDArray[np.uint8], inputs: Inputs, labels: NDArray[np.uint8], halt: Halt
 ) -> Comparison:
     """Score rows with a TFLite file, and count both.
 
@@ -51,7 +53,14 @@ def compared(
 
     Raises:
         MerchantError: the file is no network for these inputs, or does not end in time.
+        DeadlineError: the order's own time was over before.
     """
-    return Comparison(
-        score_histogram(logits, labels), score_histogram(candidate_logits(network.tobytes(), inputs), labels)
-    )
+    halt.check()
+    try:
+        candidate = candidate_logits(
+            network.tobytes(), inputs, limits=replace(DEFAULT_LIMITS, most_seconds=halt.seconds_left)
+        )
+    except MerchantError:
+        halt.check()
+        raise
+    return Comparison(score_histogram(logits, labels), score_histogram(candidate, labels))

@@ -176,7 +176,7 @@ class MerchantTrainer:
         self._prepare(order.preprocessing, halt)
         inputs, labels = self._inputs[order.split], self.table.labels[getattr(self.table, order.split)]
         logits = self._programs.scoring().logits(weights, inputs, halt.is_due)
-        found = compared(logits, order.network, inputs, labels)
+        found = compared(logits, order.network, inputs, labels, halt)
         return CandidateReply(
             merchant=self._merchant,
             order_hash=order_hash,

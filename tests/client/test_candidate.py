@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ import pytest
 from hansa_client import jail
 from hansa_client.candidate import Limits, candidate_logits
 from hansa_client.candidate_process import DOUBLING
+from hansa_client.halting import Halt
+from hansa_client.judging import compared
 from hansa_common.bundle import FLOAT_NAME, INT8_NAME
-from hansa_common.errors import MerchantError
+from hansa_common.errors import DeadlineError, MerchantError
 from hansa_common.features import Inputs
 from hansa_common.tflite import TfliteNetwork
 
@@ -284,6 +287,16 @@ def taken_over(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "executable", str(program))
 
     return install
+
+
+def test_candidate_of_an_order_has_no_more_time_than_the_order(taken_over):
+    taken_over("time.sleep(600)")
+    logits, labels = np.zeros(len(INPUTS), np.float32), np.zeros(len(INPUTS), np.uint8)
+    began = time.monotonic()
+    for seconds in (0.5, -1.0):
+        with pytest.raises(DeadlineError):
+            compared(logits, np.zeros(4, np.uint8), INPUTS, labels, Halt(time.monotonic() + seconds))
+    assert time.monotonic() - began < 30
 
 
 def refusal(inputs: Inputs = INPUTS, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
