@@ -67,7 +67,8 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
         dropped={name: why for summed in sums for name, why in summed.dropped.items()},
         aggregated=is_enough,
         validation=_metrics([found.counts for _, found in known]) if is_enough else None,
-        train_loss=float(np.median([found.mean_loss for _, found in known])) if is_enough else None,
+        # Under [privacy.dp] no loss leaves a merchant, and what stands in its place is no figure.
+        train_loss=_median_loss(known) if is_enough and agreement.privacy.dp is None else None,
         bytes_received=sums[0].bytes_received,
         bytes_sent=sums[0].bytes_sent,
         stage=asked.stage,
@@ -130,6 +131,11 @@ def _decoded(
         except ValueError as error:
             run.tell(SumAbandoned(f"{what}, group {group + 1}", IMPLAUSIBLE, str(error)))
     return known
+
+
+def _median_loss(known: Sequence[tuple[int, RoundSum]]) -> float | None:
+    loss = float(np.median([found.mean_loss for _, found in known]))
+    return loss if np.isfinite(loss) else None
 
 
 def _metrics(histograms: Sequence[Histogram]) -> Metrics | None:

@@ -171,6 +171,18 @@ def test_two_liars_of_25_under_masks_move_the_mean_and_not_the_model(shops, hone
     assert attacked.result.test.roc_auc > honest.result.test.roc_auc - 0.01
 
 
+def test_groups_masks_and_differential_privacy_go_together_and_still_withstand_liars(shops):
+    """25 merchants in groups of five, each with noise of its own, two of them liars under their masks."""
+    private = {"dp": {"epsilon": 20, "noise_multiplier": 1.0, "sampling_rate": 0.2}}
+    agreement, undefended = agreement_with(privacy=private), agreement_with(privacy=private, robustness={})
+    honest, attacked = shops(agreement), shops(agreement, LIARS)
+    assert all(entry.aggregated and entry.validation is None for entry in honest.result.rounds)
+    assert all(entry.train_loss is None for entry in honest.result.rounds)
+    apart = np.linalg.norm(attacked.result.weights - honest.result.weights)
+    moved = np.linalg.norm(shops(undefended, LIARS).result.weights - shops(undefended).result.weights)
+    assert moved > 2 * apart
+
+
 def test_liar_whose_vector_is_no_encoding_spoils_its_own_group_and_no_more(shops):
     agreement = agreement_with(robustness={**MEDIAN, "num_dishonest": 1})
     ran = shops(agreement, SHOPS[:1], Garbage)
