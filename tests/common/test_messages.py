@@ -190,7 +190,7 @@ def test_zero_with_and_without_a_sign_give_equal_bytes(record):
 def test_bytes_on_the_wire_are_as_documented():
     """Golden bytes: magic, version, header length, header, then little-endian vectors in the header's order."""
     header = (
-        '{"fields":{"merchant":"β","num_train_rows":7,"order_hash":"' + "0f" * 32 + '"},'
+        '{"fields":{"ledger":"","merchant":"β","num_train_rows":7,"order_hash":"' + "0f" * 32 + '"},'
         '"kind":"statistics-reply","lengths":{"statistics":2}}'
     ).encode()
     golden = b"HANSA\x01" + bytes([len(header), 0, 0, 0]) + header + b"\x02" + bytes(7) + b"\xff" * 8
