@@ -47,8 +47,11 @@ class JaxPrivateProgram:
         rows = (steps.inputs.dense, steps.inputs.ids, steps.labels, steps.is_real)
         chunk = (*rows, steps.block_ends, steps.noise)
         bounds = np.array([private.max_row_norm, private.expected_rows], np.float32)
+        # A GPU's short products are off by a thousandth, and a row would reach further than its noise is for.
+        with jax.default_matmul_precision("highest"):
+            done = self._run(state, vectors, chunk, bounds, np.int32(steps.number))
         # To its end, because the caller fills the buffers anew, which JAX may read as they are.
-        self._state = jax.block_until_ready(self._run(state, vectors, chunk, bounds, np.int32(steps.number)))
+        self._state = jax.block_until_ready(done)
 
     def weights(self) -> Vector:
         if self._state is None:

@@ -18,6 +18,8 @@ class TensorFlowPrivateProgram:
 
     def __init__(self, settings: StepSettings) -> None:
         """Build model and optimizer; the first call compiles."""
+        # A GPU's short products are off by a thousandth, and a row would reach further than its noise is for.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         self._settings = settings
         self._state = TensorFlowState(settings)
         self._run = tf.function(self._steps, jit_compile=True, autograph=False, reduce_retracing=False)
