@@ -74,10 +74,14 @@ def _draw(found: Summary, png: Path) -> None:
 
     if found.together is None:
         raise UsageError(f"nothing was charged yet, so there is nothing to draw into {png}")
-    limits = [(_whose(spent), spent.allowed) for spent in (found.together, *found.agreements) if spent.allowed]
-    # Of the agreements' limits those that the curve can be held against: of the one agreement there is.
-    limits = limits if len(found.agreements) == 1 else [limit for limit in limits if found.together.allowed == limit[1]]
-    png.write_bytes(spent_png(curve(found.orders, found.together.delta), found.together.delta, limits))
+    together, limits = found.together, list[tuple[str, float]]()
+    if together.allowed is not None:
+        limits.append(("merchant.toml", together.allowed))
+    # An agreement's limit is of its own orders, at its own delta: the curve is of those where there is one agreement.
+    for spent in found.agreements:
+        if len(found.agreements) == 1 and spent.delta == together.delta and spent.allowed is not None:
+            limits.append((_whose(spent), spent.allowed))
+    png.write_bytes(spent_png(curve(found.orders, together.delta), together.delta, limits))
 
 
 def _json(found: Summary, last: int) -> dict[str, Any]:

@@ -23,7 +23,6 @@ _STYLE: Final[dict[str, Any]] = {
     "axes.spines.right": False,
     "grid.color": _GRID,
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
     "xtick.color": _MUTED,
     "ytick.color": _MUTED,
 }
@@ -49,11 +48,12 @@ def _draw(axes: Axes, points: Sequence[tuple[int, float]], delta: float, limits:
     from matplotlib.ticker import MaxNLocator
 
     orders, epsilons = [number for number, _ in points], [epsilon for _, epsilon in points]
-    axes.plot(orders, epsilons, color=_GOOD, linewidth=2.0, label="spent")
+    axes.plot(orders, epsilons, color=_GOOD, linewidth=2.0)
     axes.fill_between(orders, epsilons, color=_GOOD, alpha=0.12, linewidth=0)
     axes.annotate(f"{epsilons[-1]:.4g}", (orders[-1], epsilons[-1]), (0, 6), textcoords="offset points", ha="right")
     for name, epsilon in limits:
-        axes.axhline(epsilon, color=_WARN, linewidth=1.2, linestyle="--", label=f"{name}, {epsilon:g}")
+        axes.axhline(epsilon, color=_WARN, linewidth=1.2, linestyle="--")
+        axes.annotate(f"{name} allows {epsilon:g}", (0, epsilon), (4, 3), textcoords="offset points", color=_WARN)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
@@ -61,4 +61,3 @@ def _draw(axes: Axes, points: Sequence[tuple[int, float]], delta: float, limits:
     axes.set_xlabel("orders charged")
     axes.set_ylabel(f"epsilon at delta {delta:g}")
     axes.set_title("Privacy spent", loc="left", fontweight="bold")
-    axes.legend(loc="lower right", fontsize=9)

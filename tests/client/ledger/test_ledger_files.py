@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hansa_client import merchant_processes, trainer_service
 from hansa_client.ledger import Ledger, LedgerFiles, write_head
 from hansa_client.ledger_entries import entries
 from hansa_client.ledger_head import LedgerHead, default_path
+from hansa_client.merchant_files import MerchantFiles
+from hansa_common.agreement import validate_agreement
 from hansa_common.errors import MerchantError, UsageError
 
 
@@ -165,3 +170,31 @@ def test_head_file_that_has_no_place_is_told_at_the_start(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match="--ledger-head"):
         Ledger(LedgerFiles(tmp_path / "ledger", LedgerHead(tmp_path / "file" / "head")))
+
+
+# Where a merchant's is
+
+
+def test_ledger_is_in_the_state_folder_unless_another_is_named_and_kept_where_something_is_or_was_charged(tmp_path):
+    plain = validate_agreement(
+        {"task": "fraud", "label": {"column": "y"}, "features": [{"kind": "boolean", "name": "x"}]}, "the test"
+    )
+    own = MerchantFiles(tmp_path, tmp_path, tmp_path / "state")
+    assert own.ledger_files().folder == tmp_path / "state" / "ledger"
+    assert own.ledger_files().head.path == default_path(tmp_path / "state" / "ledger")
+    assert not own.keeps_ledger(plain)
+    shared = [MerchantFiles(tmp_path, tmp_path, tmp_path / name, ledger=tmp_path / "shared") for name in "ab"]
+    assert shared[0].ledger_files() == shared[1].ledger_files()
+    # An agreement under which nothing is charged tells of it all the same.
+    (tmp_path / "shared").mkdir()
+    assert shared[0].keeps_ledger(plain)
+
+
+def test_trainers_process_is_given_the_ledger_that_was_named(tmp_path):
+    named = {"ledger": tmp_path / "shared", "ledger_head": tmp_path / "head"}
+    files = MerchantFiles(tmp_path / "agreement", tmp_path / "data", tmp_path / "state", **named)
+    taking_part = SimpleNamespace(files=files, merchant="alder")
+    words = merchant_processes._Trainer(taking_part, tmp_path, print)._command(5)
+    assert {f"--ledger={tmp_path}/shared", f"--ledger-head={tmp_path}/head"} <= set(words)
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(trainer_service.main).parameters}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options
