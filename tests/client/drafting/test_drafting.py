@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from hansa_client.data import merchant_table, read_frame
-from hansa_client.drafting import Draft, draft_agreement
+from hansa_client.drafting import draft_agreement
 from hansa_client.silos import parse_silo, split_silos
 from hansa_common.agreement import parse_agreement
-from hansa_common.cli import installed_commands, run
 from hansa_common.errors import DataError, UsageError
 from hansa_common.schema import CategoricalFeature, NumericFeature
 
@@ -25,49 +22,6 @@ def random() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def table() -> pd.DataFrame:
-    """One column for each thing that a draft can say; labels independent of all but `refunded`."""
-    draw = random()
-    numbers = np.arange(NUM_ROWS)
-    label = draw.permutation(numbers % 4 == 0)
-    columns = {
-        "bought": label.astype(int),
-        "amount": np.round(draw.lognormal(3, 1.2, NUM_ROWS), 2),
-        "balance": np.round(draw.normal(0, 50, NUM_ROWS), 2),
-        "visits": draw.poisson(2, NUM_ROWS),
-        "browser": draw.integers(1, 9, NUM_ROWS),
-        "member": draw.choice(["yes", "No"], NUM_ROWS),
-        "country": draw.choice(["NO", "DE", "SE"], NUM_ROWS),
-        "city": [f"city {i % 40}" for i in numbers],
-        "basket": [f"basket {i % 300}" for i in numbers],
-        "ordered": [f"2024-03-{1 + i % 31:02d}T{i % 24:02d}:00:00" for i in numbers],
-        "sent_time": 1_700_000_000 + draw.integers(0, 10**7, NUM_ROWS),
-        "shop": [("north", "south", "east")[i % 3] for i in numbers],
-        "session": [f"s{i:x}" for i in draw.permutation(10**6)[:NUM_ROWS]],
-        "customer_id": [f"c{i % 100}" for i in numbers],
-        "number": numbers + 5000,
-        "currency": ["EUR"] * NUM_ROWS,
-        "nothing": [None] * NUM_ROWS,
-        "country_code": None,
-        "amount_again": None,
-        "refunded": np.where(label, draw.normal(9, 1, NUM_ROWS), draw.normal(0, 1, NUM_ROWS)),
-        "coupon": np.where(numbers % 50 == 0, "x1", None),
-    }
-    columns["country_code"] = [{"NO": "47", "DE": "49", "SE": "46"}[country] for country in columns["country"]]
-    columns["amount_again"] = [f"{amount:.4f}" for amount in columns["amount"]]
-    return pd.DataFrame(columns).astype("str").where(pd.notna(pd.DataFrame(columns)), None)
-
-
-def draft(frame: pd.DataFrame | None = None, **changes) -> Draft:
-    options = {"label": "bought", "source": "t.csv", "silo": parse_silo("shop"), **changes}
-    return draft_agreement(table() if frame is None else frame, **options)
-
-
-@pytest.fixture(scope="module")
-def drafted() -> Draft:
-    return draft()
-
-
 def uncommented(toml: str) -> str:
     """Every left-out feature put in, as the comment says: without the '#' of its lines."""
     return re.sub(r"(?m)^#\[\[features\]\]\n(#.*\n)*", lambda block: re.sub(r"(?m)^#", "", block.group()), toml)
@@ -76,12 +30,12 @@ def uncommented(toml: str) -> str:
 # The draft as a whole
 
 
-def test_draft_reads_back_as_the_agreement_it_is_and_is_always_the_same(drafted):
+def test_draft_reads_back_as_the_agreement_it_is_and_is_always_the_same(drafted, draft):
     assert parse_agreement(drafted.toml, "t") == drafted.agreement
     assert draft().toml == drafted.toml
 
 
-def test_draft_fits_the_table_and_every_silo_it_was_drafted_from(drafted):
+def test_draft_fits_the_table_and_every_silo_it_was_drafted_from(drafted, table):
     frame = table()
     quality = merchant_table(frame, drafted.agreement, "all", "t").quality
     assert (quality.num_rows, quality.num_positives) == (NUM_ROWS, NUM_ROWS // 4)
@@ -91,7 +45,7 @@ def test_draft_fits_the_table_and_every_silo_it_was_drafted_from(drafted):
         assert merchant_table(rows, drafted.agreement, name, "t").quality.num_rows == NUM_ROWS // 3
 
 
-def test_left_out_features_are_valid_once_uncommented(drafted):
+def test_left_out_features_are_valid_once_uncommented(drafted, table):
     whole = parse_agreement(uncommented(drafted.toml), "t")
     assert {feature.name for feature in whole.features} == set(table().columns) - {"bought"}
     assert set(drafted.left_out) == {f.name for f in whole.features} - {f.name for f in drafted.agreement.features}
@@ -150,7 +104,7 @@ def test_nothing_is_said_of_columns_without_doubt(drafted):
     assert not doubted & {"amount", "balance", "member", "country", "city", "ordered", "sent_time"}
 
 
-def test_text_of_a_few_rows_is_in_no_vocabulary():
+def test_text_of_a_few_rows_is_in_no_vocabulary(table, draft):
     frame = table()
     frame.loc[[0, 1, 2, 3], "country"] = "secret"
     frame.loc[[4, 5, 6, 7, 8], "country"] = "FI"
@@ -159,7 +113,7 @@ def test_text_of_a_few_rows_is_in_no_vocabulary():
     assert "secret" not in draft(frame).toml
 
 
-def test_exact_duplicates_are_counted():
+def test_exact_duplicates_are_counted(table, draft):
     frame = pd.concat([table(), table().head(3)], ignore_index=True)
     (finding,) = (finding for finding in draft(frame).findings if finding.code == "duplicate-rows")
     assert finding.message.startswith("3 rows")
@@ -169,18 +123,18 @@ def test_exact_duplicates_are_counted():
     ("rare_share", "given_task", "expected"),
     [(0.04, None, "fraud"), (0.06, None, "purchase"), (0.06, "fraud", "fraud")],
 )
-def test_task_follows_the_rate_of_positives_unless_given(rare_share, given_task, expected):
+def test_task_follows_the_rate_of_positives_unless_given(rare_share, given_task, expected, table, draft):
     num_positives = round(rare_share * NUM_ROWS)
     frame = table().assign(bought=["1"] * num_positives + ["0"] * (NUM_ROWS - num_positives))
     assert draft(frame, task=given_task).agreement.task == expected
 
 
-def test_one_silo_makes_a_valid_agreement_and_none_an_open_roster():
+def test_one_silo_makes_a_valid_agreement_and_none_an_open_roster(draft):
     assert draft(silo=parse_silo("currency")).agreement.roster == ("EUR",)
     assert draft(silo=None).agreement.roster == ()
 
 
-def test_silo_column_stays_a_feature_where_it_differs_within_a_silo():
+def test_silo_column_stays_a_feature_where_it_differs_within_a_silo(draft):
     banded = draft(silo=parse_silo("visits:0,2"))
     assert "visits" in {feature.name for feature in banded.agreement.features}
     assert banded.agreement.roster == ("visits 0-2", "visits 2+")
@@ -196,7 +150,7 @@ def test_silo_column_stays_a_feature_where_it_differs_within_a_silo():
     ("values", "positive"),
     [(("0", "1"), "1"), (("FALSE", "TRUE"), "TRUE"), (("no", "Yes"), "Yes"), (("ok", "bad"), "bad"), (("1", "2"), "2")],
 )
-def test_true_value_or_else_the_rarer_is_positive(values, positive):
+def test_true_value_or_else_the_rarer_is_positive(values, positive, table, draft):
     label = ["bought" if flag == "1" else "not" for flag in table()["bought"]]
     frame = table().assign(bought=[values[flag == "bought"] for flag in label])
     drafted = draft(frame)
@@ -205,7 +159,7 @@ def test_true_value_or_else_the_rarer_is_positive(values, positive):
     assert ("positive" in {finding.code for finding in drafted.findings}) == (positive in {"bad", "2"})
 
 
-def test_label_of_three_values_needs_to_be_told_the_positive_one():
+def test_label_of_three_values_needs_to_be_told_the_positive_one(table, draft):
     frame = table().assign(bought=[("won", "lost", "open")[i % 3] for i in range(NUM_ROWS)])
     with pytest.raises(UsageError, match=r"has 3 values .*--positive"):
         draft(frame)
@@ -214,7 +168,7 @@ def test_label_of_three_values_needs_to_be_told_the_positive_one():
     assert draft(frame, positive="won").num_positives == NUM_ROWS // 3
 
 
-def test_label_that_cannot_be_learned_is_refused():
+def test_label_that_cannot_be_learned_is_refused(table, draft):
     with pytest.raises(DataError, match="one class only"):
         draft(table().assign(bought="1"))
     with pytest.raises(DataError, match="row 0, column 'bought': the label is missing, in 600 rows"):
@@ -230,7 +184,7 @@ def test_label_that_cannot_be_learned_is_refused():
 # Rare positives
 
 
-def test_draft_says_that_too_few_positives_tell_nothing():
+def test_draft_says_that_too_few_positives_tell_nothing(table, draft):
     frame = table().assign(bought=["1"] * 6 + ["0"] * (NUM_ROWS - 6))
     codes = {finding.code for finding in draft(frame).findings}
     assert "few-rows-of-a-class" in codes
@@ -254,7 +208,7 @@ def test_draft_says_that_too_few_positives_tell_nothing():
         "'''",
     ],
 )
-def test_name_of_a_column_cannot_change_what_the_draft_says(name):
+def test_name_of_a_column_cannot_change_what_the_draft_says(name, table, draft):
     lawful = 0 < len(name) <= 120 and "\t" not in name
     frame = table()[["bought", "amount", "member"]].assign(**{name: [str(i % 30 / 7) for i in range(NUM_ROWS)]})
     names = [feature.name for feature in draft(frame, silo=None).agreement.features]
@@ -263,66 +217,6 @@ def test_name_of_a_column_cannot_change_what_the_draft_says(name):
     if lawful:
         agreement = draft(as_label, silo=None, label=name, name=name).agreement
         assert (agreement.label.column, agreement.name) == (name, name)
-
-
-# The command
-
-
-@pytest.fixture
-def data_file(tmp_path):
-    path = tmp_path / "t.csv"
-    table().to_csv(path, index=False)
-    return path
-
-
-def agree(*arguments: object) -> int:
-    return run(["agree", *map(str, arguments)], installed_commands())
-
-
-def test_agree_writes_the_draft_and_tells_what_to_decide(data_file, tmp_path, capsys, drafted):
-    out = tmp_path / "agreement.toml"
-    assert agree(data_file, "--label", "bought", "--silo", "shop", "-o", out) == 0
-    assert tomllib.loads(out.read_text()) == tomllib.loads(drafted.toml)
-    told = capsys.readouterr().out
-    assert "600 rows, 150 of them positive (25.00%): purchase" in told
-    for column in ("refunded", "session", "currency"):
-        assert column in told
-
-
-def test_agree_prints_json_for_programs(data_file, tmp_path, capsys):
-    out = tmp_path / "agreement.toml"
-    assert agree(data_file, "--label", "bought", "--silo", "visits:0,2", "-o", out, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["fingerprint"] == parse_agreement(out.read_text(), "t").fingerprint
-    assert told["roster"] == ["visits 0-2", "visits 2+"]
-    assert {"column": "currency", "code": "constant", "message": "every row has 'EUR'", "leaves_out": True} in told[
-        "findings"
-    ]
-
-
-def test_agree_writes_over_a_file_only_by_force(data_file, tmp_path, capsys):
-    out = tmp_path / "agreement.toml"
-    out.write_text("mine")
-    assert agree(data_file, "--label", "bought", "-o", out) == 2
-    assert "--force" in capsys.readouterr().err
-    assert out.read_text() == "mine"
-    assert agree(data_file, "--label", "bought", "-o", out, "--force") == 0
-    assert parse_agreement(out.read_text(), "t").label.column == "bought"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--label", "bougth"], "no column 'bougth'; did you mean 'bought'?"),
-        (["--label", "bought", "--silo", "Shop"], "no column 'Shop'; did you mean 'shop'?"),
-        (["--label", "bought", "--silo", "visits:2,1"], "the edges must ascend"),
-    ],
-)
-def test_agree_refuses_what_the_table_does_not_have(data_file, tmp_path, capsys, arguments, told):
-    out = tmp_path / "agreement.toml"
-    assert agree(data_file, *arguments, "-o", out) == 2
-    assert told in capsys.readouterr().err
-    assert not out.exists()
 
 
 # The public sets
@@ -381,36 +275,3 @@ def test_draft_of_a_public_set_fits_every_silo_and_finds_what_is_known(
     num_numbers = sum(kind is NumericFeature for kind in kinds.values())
     clipped = sum(sum(merchant.quality.clipped.values()) for merchant in tables)
     assert clipped <= 0.002 * len(frame) * num_numbers
-
-
-MASKED = """
-task = "fraud"
-label = {column = "bought"}
-features = [{kind = "boolean", name = "member"}]
-roster = ["a", "b", "c", "d", "e"]
-cohort = {min_merchants = 3, max_update_norm = 10.0, max_examples = 50000}
-secure_aggregation = {protocol = "double-masking", colluders = 1}
-"""
-
-
-def test_agree_says_of_an_agreement_who_may_drop_out_and_collude_and_how_sums_are_rounded(tmp_path, capsys):
-    path = tmp_path / "agreement.toml"
-    path.write_text(MASKED)
-    assert agree(path) == 0
-    told = capsys.readouterr().out
-    for words in (
-        "sums over at least 4 of 5 merchants",
-        "no more than 1 of them help",
-        "4 shares open a secret",
-        "up to 1 may drop out",
-        "masking moves a mean update by 6e-07",
-        parse_agreement(MASKED, "it").fingerprint,
-    ):
-        assert words in told
-    assert agree(path, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["fingerprint"] == parse_agreement(MASKED, "it").fingerprint
-
-
-def test_agree_on_a_table_asks_for_the_label(data_file, capsys):
-    assert agree(data_file) == 2
-    assert "--label COLUMN" in capsys.readouterr().err
