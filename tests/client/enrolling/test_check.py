@@ -9,7 +9,12 @@ from datetime import timedelta
 import pytest
 
 from hansa_client.audit import Audit
+from hansa_client.ledger import Ledger
+from hansa_client.ledger_account import Limit
+from hansa_client.ledger_entries import Charge
+from hansa_client.merchant_files import MerchantFiles
 from hansa_client.order_log import OrderLog
+from hansa_common.privacy import Gaussian
 
 PIECES = ["keys", "agreement", "certificate", "policy", "hash key", "data", "orders", "audit", "ledger", "gateway"]
 
@@ -92,6 +97,13 @@ def damaged_record(installed, door):
     path.write_text("{}")
 
 
+def older_ledger(installed, door):
+    files = MerchantFiles(installed.folder, installed.folder, installed.state).ledger_files()
+    agreed = Limit(8.0, 1e-5, "")
+    Ledger(files).charge(Charge("a" * 64, "run", "b" * 64, "c", "round", (Gaussian(9.0),), "a release", agreed))
+    files.path.unlink()
+
+
 def slow_clock(installed, door):
     door.ahead = timedelta(minutes=10)
 
@@ -114,6 +126,7 @@ TROUBLES = [
     (no_table, "data", "alder.csv"),
     (changed_audit, "audit", "somebody has changed"),
     (damaged_record, "orders", "is damaged"),
+    (older_ledger, "ledger", "an older copy was put back"),
     (slow_clock, "gateway", "seconds behind the coordinator's, who would refuse what it signs; set the clock"),
     (fast_clock, "gateway", "seconds ahead of the coordinator's, who would refuse what it signs; set the clock"),
     (no_gateway, "gateway", "nothing listens there"),

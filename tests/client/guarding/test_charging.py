@@ -187,6 +187,17 @@ def test_order_beyond_what_was_agreed_is_refused_and_the_log_says_why(clerk, sta
     assert decode(started().answer(asked(5))).code == "budget-spent"
 
 
+def test_coordinator_that_begins_run_after_run_gets_what_was_agreed_and_no_more(
+    clerk, started, asked, introduction, dp_agreed
+):
+    trainer = started()
+    for number in range(1, 8):
+        run = {"run_id": f"run {number}"}
+        trainer.answer(introduction(fingerprint=dp_agreed.fingerprint, **run))
+        trainer.answer(asked(1, **run))
+    assert clerk.num_worked == 3
+
+
 def test_own_limit_is_read_for_every_order_and_an_order_refused_for_it_is_obeyed_once_more_is_allowed(
     clerk, started, asked, files
 ):
