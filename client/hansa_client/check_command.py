@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -13,6 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from hansa_client.participation import Given
+from hansa_client.participation_options import (
+    AgreementOption,
+    HashKeyOption,
+    LedgerHeadOption,
+    LedgerOption,
+    PolicyOption,
+    StateOption,
+    TableOption,
+)
 from hansa_client.state_folders import state_folder
 
 if TYPE_CHECKING:
@@ -22,30 +30,13 @@ _COLOURS: Final = {"good": "green", "look": "yellow", "wrong": "red"}
 
 
 def check(
-    data: Annotated[Path, typer.Option(help="This merchant's table: CSV, gzip CSV or Parquet.")],
-    state: Annotated[
-        Path | None,
-        typer.Option(help="Where this merchant has enrolled.", show_default="the one merchant's in .hansa"),
-    ] = None,
-    agreement: Annotated[
-        Path | None, typer.Option(help="Another agreement (TOML).", show_default="the one approved last")
-    ] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="What this merchant permits (TOML).", show_default="STATE/merchant.toml")
-    ] = None,
-    hash_key: Annotated[
-        Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")
-    ] = None,
-    ledger: Annotated[
-        Path | None,
-        typer.Option(
-            help="The privacy ledger's folder, where several federations share one.", show_default="STATE/ledger"
-        ),
-    ] = None,
-    ledger_head: Annotated[
-        Path | None,
-        typer.Option(help="The file outside it that says how far it is.", show_default="among this user's state"),
-    ] = None,
+    data: TableOption,
+    state: StateOption = None,
+    agreement: AgreementOption = None,
+    policy: PolicyOption = None,
+    hash_key: HashKeyOption = None,
+    ledger: LedgerOption = None,
+    ledger_head: LedgerHeadOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """See whether keys, agreement, policy, data, records, clock and gateway are in order; nothing of them leaves."""

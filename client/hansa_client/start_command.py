@@ -19,6 +19,15 @@ import typer
 from hansa_client.enrolment import read_node_side
 from hansa_client.node_user import NodeUser
 from hansa_client.participation import DEVELOPMENT_SERVER, Given, Participation, enrolled, in_development
+from hansa_client.participation_options import (
+    AgreementOption,
+    HashKeyOption,
+    LedgerHeadOption,
+    LedgerOption,
+    PolicyOption,
+    StateOption,
+    TableOption,
+)
 from hansa_client.state_folders import STATES, state_folder
 from hansa_common import durable_files
 from hansa_common.addresses import Address, loopback_address
@@ -32,34 +41,13 @@ Tell = Callable[[str], object]
 
 
 def start(
-    data: Annotated[Path, typer.Option(help="This merchant's table: CSV, gzip CSV or Parquet.")],
-    state: Annotated[
-        Path | None,
-        typer.Option(help="Where this merchant has enrolled.", show_default="the one merchant's in .hansa"),
-    ] = None,
-    agreement: Annotated[
-        Path | None,
-        typer.Option(help="Another agreement (TOML) that is approved.", show_default="the one approved last"),
-    ] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option(
-            help="What this merchant permits beyond the agreement (TOML).", show_default="STATE/merchant.toml"
-        ),
-    ] = None,
-    hash_key: Annotated[
-        Path | None, typer.Option(help="The merchants' key for hashed categories, 64 hexadecimal digits.")
-    ] = None,
-    ledger: Annotated[
-        Path | None,
-        typer.Option(
-            help="The privacy ledger's folder, where several federations share one.", show_default="STATE/ledger"
-        ),
-    ] = None,
-    ledger_head: Annotated[
-        Path | None,
-        typer.Option(help="The file outside it that says how far it is.", show_default="among this user's state"),
-    ] = None,
+    data: TableOption,
+    state: StateOption = None,
+    agreement: AgreementOption = None,
+    policy: PolicyOption = None,
+    hash_key: HashKeyOption = None,
+    ledger: LedgerOption = None,
+    ledger_head: LedgerHeadOption = None,
     node_user: Annotated[
         str | None, typer.Option(help="The user of this machine to run Flower's node as; for root.")
     ] = None,
