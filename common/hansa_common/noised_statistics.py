@@ -42,7 +42,10 @@ _SIGNIFICANT: Final = 2.0
 
 
 def is_needed(agreement: Agreement) -> bool:
-    """Whether preprocessing is fitted to anything; what is not asks nothing of a row."""
+    """Whether preprocessing is fitted to anything but the agreed domains; if not, nothing of a row leaves."""
+    dp = agreement.privacy.dp
+    if dp is not None and dp.statistics == "domains":
+        return False
     return any(isinstance(feature, NumericFeature) for feature in agreement.features)
 
 
@@ -62,6 +65,8 @@ def noised(
     """What leaves of statistics without floors, (statistics_length,) int64; `gaussians` are as many."""
     found, sigma = np.zeros_like(counted), deviation(agreement, dp)
     found[0] = counted[0]
+    if not is_needed(agreement):
+        return found
     pieces = zip(_numeric(agreement, found), _numeric(agreement, counted), _numeric(agreement, gaussians), strict=True)
     for (feature, target), (_, exact), (_, normal) in pieces:
         noise = sigma * (normal if feature.scaling == "quantile" else _noise_of_sums(feature, normal))
@@ -82,7 +87,7 @@ def check_noised(agreement: Agreement, dp: DifferentialPrivacy, vector: Statisti
         raise ValueError(f"statistics of {vector[0]} rows, of {num_rows} rows")
     unused = vector.copy()
     unused[0] = 0
-    most = most_noised(agreement, dp, num_rows)
+    most = most_noised(agreement, dp, num_rows) if is_needed(agreement) else 0
     for feature, part in _numeric(agreement, unused):
         if part.min() < -most or part.max() > most:
             raise ValueError(f"feature {feature.name!r}: more than {num_rows} rows and noise can make")

@@ -5,14 +5,15 @@ What is promised holds for one *unit*: a row, or with `entity_column` all rows o
 contribution; how many rows a table has, and how they are divided, is not hidden.
 
 Each release's noise is a multiple of what one unit can change in it: `noise_multiplier` in every local step,
-`statistics_noise_multiplier` for the statistics before the first round, `evaluation_noise_multiplier` for a histogram
+`statistics_noise_multiplier` for the statistics before the first round (with statistics = "domains" nothing of rows
+leaves then, and numbers are scaled by their agreed domains alone), `evaluation_noise_multiplier` for a histogram
 of scores (None: none leaves). What they cost together is privacy_costs.py's; `epsilon` is what it may come to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,6 +34,7 @@ class DifferentialPrivacy(Section):
     noise_multiplier: Noise
     max_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    statistics: Literal["noised", "domains"] = "noised"
     statistics_noise_multiplier: Noise = 10.0
     evaluation_noise_multiplier: Noise | None = None
     entity_column: Name | None = None

@@ -5,7 +5,7 @@ of a kind that declares nothing, or of which no private form exists, is refused 
 
 release      what leaves under [privacy.dp]                                  cost
 nothing      names, versions, that a bundle arrived                          none
-statistics   counts and sums with Gaussian noise; none of no numbers         one Gaussian release; or none
+statistics   counts and sums with Gaussian noise; none for domains alone     one Gaussian release; or none
 training     weights after local_steps noised steps; no loss, no histogram   that many sampled Gaussian steps
 evaluation   a coarse histogram with noise; or none                          one Gaussian release; or none
 activations  refused                                                         -
@@ -108,7 +108,7 @@ def _remedy(agreement: Agreement, dp: DifferentialPrivacy) -> str:
 
 def _statistics(agreement: Agreement, dp: DifferentialPrivacy) -> PrivacyCost:
     if not noised_statistics.is_needed(agreement):
-        return PrivacyCost((), "nothing: there is no number to scale")
+        return PrivacyCost((), "nothing: numbers are scaled by their domains, or there are none")
     return PrivacyCost((Gaussian(dp.statistics_noise_multiplier),), "statistics of columns")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from hansa_common import noised_statistics
 from hansa_common.agreement import Agreement
 from hansa_common.plain_text import printable
 from hansa_common.privacy import epsilon, epsilon_by_rdp
@@ -77,6 +78,11 @@ def _unit(dp: DifferentialPrivacy) -> str:
 
 def _noise(agreement: Agreement, dp: DifferentialPrivacy) -> str:
     cost = run_cost(agreement)
+    statistics = (
+        f"statistics have noise of {dp.statistics_noise_multiplier:g}"
+        if noised_statistics.is_needed(agreement)
+        else "no statistics leave"
+    )
     evaluation = (
         "scores stay with the merchant"
         if dp.evaluation_noise_multiplier is None
@@ -84,6 +90,6 @@ def _noise(agreement: Agreement, dp: DifferentialPrivacy) -> str:
     )
     return (
         f"what leaves: {cost.what}; a local step samples each unit with chance {dp.sampling_rate:g}, clips it to norm "
-        f"{dp.max_norm:g} and adds noise of {dp.noise_multiplier:g} times that; statistics have noise of "
-        f"{dp.statistics_noise_multiplier:g}; {evaluation}; no loss and no validation histogram leaves"
+        f"{dp.max_norm:g} and adds noise of {dp.noise_multiplier:g} times that; {statistics}; "
+        f"{evaluation}; no loss and no validation histogram leaves"
     )

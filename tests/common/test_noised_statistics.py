@@ -139,6 +139,20 @@ def test_whatever_the_noise_preprocessing_is_valid_and_never_finer_than_it(num_r
     assert np.abs(fitted.transform(columns, None).dense).max(initial=0) < 10
 
 
+def test_scaled_by_domains_alone_nothing_of_rows_leaves_and_every_entry_is_known() -> None:
+    agreement = agreement_with(statistics="domains")
+    dp = agreement.privacy.dp
+    released = noised_statistics.noised(agreement, dp, counted(*table(50)), np.ones(LENGTH))
+    assert released.tolist() == [50] + [0] * (LENGTH - 1)
+    noised_statistics.check_noised(agreement, dp, released, 50)
+    with pytest.raises(ValueError, match="noise can make"):
+        noised_statistics.check_noised(agreement, dp, np.array([50, 0, 1] + [0] * (LENGTH - 3)), 50)
+    fitted = FittedPreprocessing.fit(agreement, released)
+    assert fitted.fitted[0].scale.mean == fitted.fitted[0].scale.deviation == 0.5
+    assert fitted.fitted[2].shares == tuple(place / 8 for place in range(9))
+    assert fitted.fitted[3].known == (True, True)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "problem"),
     [

@@ -82,6 +82,9 @@ def test_what_does_not_leave_costs_nothing() -> None:
     assert cost_of(evaluate, agreement_with(DP)).mechanisms == ()
     no_numbers = agreement_with(DP, features=[{"kind": "boolean", "name": "member"}])
     assert cost_of(StatisticsOrder(**HEADER), no_numbers).mechanisms == ()
+    by_domains = agreement_with({**DP, "statistics": "domains"})
+    assert cost_of(StatisticsOrder(**HEADER), by_domains).mechanisms == ()
+    assert run_cost(by_domains).mechanisms == (SampledGaussian(2.0, 0.1, 7),) * 5
 
 
 @pytest.mark.parametrize(
