@@ -14,6 +14,7 @@ from hansa_common.agreement import Agreement
 from hansa_common.agreement_sections import Plan
 from hansa_common.plain_text import printable
 from hansa_common.privacy_statement import statement
+from hansa_common.robust_agreement import least_replies, robust_words
 from hansa_common.secure_agreement import secure_words
 
 MAX_SHOWN_CHARS: Final = 60
@@ -43,6 +44,7 @@ def plain_words(agreement: Agreement) -> list[str]:
         _columns(agreement),
         _rounds(agreement),
         _cohort(agreement),
+        *robust_words(agreement.robustness),
         *_what_leaves(agreement),
         *_compression(agreement),
         *_trust(agreement),
@@ -105,7 +107,9 @@ def _task(agreement: Agreement) -> str:
 def _columns(agreement: Agreement) -> str:
     names = [feature.name for feature in agreement.features]
     hashed = "" if agreement.privacy.hash_key_id is None else "; categories are hashed with the merchants' own key"
-    return f"reads of your table that column and {len(names)} more, nothing else: {_names(names)}{hashed}"
+    dp = agreement.privacy.dp
+    entity = "" if dp is None or dp.entity_column is None else f"; and whose a row is: {_text(dp.entity_column)}"
+    return f"reads of your table that column and {len(names)} more, nothing else: {_names(names)}{entity}{hashed}"
 
 
 def _rounds(agreement: Agreement) -> str:
@@ -128,7 +132,8 @@ def _cohort(agreement: Agreement) -> str:
     drawn = "" if agreement.cohort.size is None else f", of {agreement.cohort.size} drawn for it"
     roster = f"the roster's {len(agreement.roster)}: {_names(agreement.roster)}"
     who = f", of {roster}" if agreement.roster else "; anyone may take part"
-    return f"a round counts with {agreement.cohort.min_merchants} merchants or more{drawn}{who}"
+    least = least_replies(agreement.robustness, agreement.cohort)
+    return f"a round counts with {least} merchants or more{drawn}{who}"
 
 
 def _what_leaves(agreement: Agreement) -> list[str]:
