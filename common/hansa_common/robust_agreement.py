@@ -94,6 +94,24 @@ def least_replies(robustness: Robustness, cohort: Cohort) -> int:
     return max(robustness.least_units, cohort.min_merchants)
 
 
+def robust_words(robustness: Robustness) -> list[str]:
+    """What the section means, one sentence a line; nothing where everyone is believed.
+
+    >>> robust_words(Robustness(rule="median", num_dishonest=2, groups=5))
+    ['up to 2 merchants may lie: a round makes its step by median over 5 groups, drawn anew each time, that count alike,
+      whatever rows they say; all rounds are done, and the last model is kept']
+    """
+    if robustness.is_mean:
+        return []
+    number = robustness.num_dishonest
+    liars = "up to 1 merchant" if number == 1 else f"up to {number} merchants"
+    over = "merchants that" if robustness.groups is None else f"{robustness.groups} groups, drawn anew each time, that"
+    step = (
+        f"{liars} may lie: a round makes its step by {robustness.rule} over {over} count alike, whatever rows they say"
+    )
+    return [f"{step}; all rounds are done, and the last model is kept"]
+
+
 def check_robustness_fits(robustness: Robustness, training: Training, cohort: Cohort, roster: tuple[str, ...]) -> None:
     """Refuse an agreement in which the rule would promise nothing.
 

@@ -119,6 +119,15 @@ def test_words_say_what_is_asked_and_what_leaves():
         assert said in words
 
 
+def test_words_say_how_many_may_lie_and_that_a_round_needs_more_for_it():
+    values = agreed().model_dump(mode="json")
+    roster = ["alder", "birch", "cedar", "dogwood", "elm"]
+    krum = {"rule": "krum", "num_dishonest": 1}
+    words = "\n".join(plain_words(validate_agreement({**values, "roster": roster, "robustness": krum}, "the test")))
+    assert "a round counts with 5 merchants or more" in words
+    assert "up to 1 merchant may lie: a round makes its step by krum over merchants that count alike" in words
+
+
 def test_words_of_a_hostile_author_draw_on_no_terminal():
     hostile = AGREEMENT.replace('"is_fraud"', '"is\\u009b2Jfraud"').replace("Three shops", "\\u001b[2J" + "x" * 100)
     words = plain_words(agreed(hostile))
