@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -106,6 +106,16 @@ def secure_words(agreement: Agreement) -> list[str]:
     )
     off = f"at {ROWS_OF_ERROR:,} training rows a merchant, masking moves a mean update by {error:.1g} a coordinate"
     return [sums, f"{off} at most"]
+
+
+def secure_json(agreement: Agreement) -> dict[str, Any]:
+    """The part of a run's figures that tells what the coordinator could see: what was agreed on, and what follows."""
+    agreed = agreement.secure_aggregation.model_dump(mode="json")
+    if not agreement.secure_aggregation.is_on:
+        return {"protocol": agreed["protocol"]}
+    limits = thresholds_of(agreement)
+    follows = {"threshold": limits.threshold, "least_in_sum": limits.least, "dropouts": limits.dropouts}
+    return {**agreed, **follows, "mean_error": mean_error(agreement.cohort, agreement.roster)}
 
 
 def check_secure_aggregation_fits(

@@ -28,6 +28,7 @@ from hansa_common.metrics import Metrics
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.privacy_statement import privacy_json
 from hansa_common.robust_agreement import least_replies
+from hansa_common.secure_agreement import secure_json
 from hansa_common.vectors import Vector
 from hansa_server.evaluation import Evaluation, evaluate
 from hansa_server.exchange import Clock, Exchange
@@ -92,6 +93,7 @@ class FederationResult:
             "model": self.agreement.model.model_dump(mode="json"),
             "robustness": self.agreement.robustness.model_dump(mode="json"),
             "privacy": privacy_json(self.agreement),
+            "secure_aggregation": secure_json(self.agreement),
             "seed": self.agreement.seed,
             "hansa_version": __version__,
             "run_id": self.run_id,

@@ -79,6 +79,7 @@ def render_report(run: Run) -> str:
             for table in (
                 tables.plan_table(run),
                 tables.robustness_table(run),
+                tables.masking_table(run),
                 tables.network_table(run),
                 tables.settings_table("The run", identity),
             )

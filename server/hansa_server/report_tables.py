@@ -215,6 +215,14 @@ def robustness_table(run: Run) -> Table | None:
     return settings_table("What holds although some may lie", {**agreed, **selected})
 
 
+def masking_table(run: Run) -> Table | None:
+    """What masked sums were agreed on, None where the coordinator saw each merchant's own."""
+    agreed = part(run, "secure_aggregation")
+    if agreed.get("protocol", "none") == "none":
+        return None
+    return settings_table("What the coordinator saw were sums", agreed)
+
+
 def network_table(run: Run) -> Table | None:
     """The network's settings, as far as its loss has a use for them."""
     model = part(run, "model")

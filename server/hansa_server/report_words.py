@@ -20,6 +20,8 @@ _REASONS: Final = {
     "data-invalid": "could not read its table as agreed",
     "deadline": "did not answer in time",
     "failed": "failed",
+    "interrupted": "was asked when the coordinator broke off",
+    "joining": "came back, and took part again from the next masked sum on",
     "message-invalid": "sent something that is no valid reply",
     "not-permitted": "does not permit what was asked",
 }

@@ -132,6 +132,15 @@ def test_page_says_by_which_rule_liars_are_withstood_and_whose_updates_it_took(r
     assert "What holds although some may lie" not in text_of(render_report({**run, "robustness": plain}))
 
 
+def test_page_says_where_the_coordinator_saw_sums_alone(run):
+    masked = {"protocol": "double-masking", "colluders": 1, "threshold": 6, "least_in_sum": 6, "dropouts": 4}
+    text = text_of(render_report({**run, "secure_aggregation": masked}))
+    assert "What the coordinator saw were sums" in text
+    assert "Least in sum 6" in text
+    clear = text_of(render_report({**run, "secure_aggregation": {"protocol": "none"}}))
+    assert "What the coordinator saw were sums" not in clear
+
+
 def test_real_processes_report_what_they_know_and_say_what_was_not_measured(run):
     text = text_of(render_report(process_run(run)))
     assert f"reaches a PR-AUC of {run['federated']['pr_auc']:.3f}" in text
