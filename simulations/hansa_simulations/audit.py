@@ -248,6 +248,8 @@ class Audit:
             f"(95 %: {found.low:.2%} to {found.high:.2%}); guessing finds {GATE_FALSE_POSITIVE_RATE:.0%}. Its area is "
             f"{rates.roc_auc.estimate:.3f}, where guessing has 0.5."
         )
+        if self.run.agreement.data.split == "time":
+            told += " Its test rows are later ones, and a threshold on the loss can take what time changed for a trace."
         if self.bound is not None:
             most = most_true_positives(self.bound.epsilon, self.bound.delta, GATE_FALSE_POSITIVE_RATE)
             told += f" Epsilon {self.bound.epsilon:.4g} leaves at most {most:.2%} to any attack."
