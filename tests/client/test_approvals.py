@@ -12,7 +12,7 @@ import pytest
 
 from hansa_client.agreement_words import differences, plain_words
 from hansa_client.approvals import Approvals
-from hansa_common.agreement import Agreement, parse_agreement
+from hansa_common.agreement import Agreement, parse_agreement, validate_agreement
 from hansa_common.errors import AgreementMismatchError, MerchantError
 from hansa_common.keys import make_signing_key, public_key_of
 from hansa_common.trust import Trust
