@@ -3,8 +3,8 @@
 - A row is in one group, so a unit of k rows moves the counts by k in L2: noise has `evaluation_noise_multiplier` * k
   deviations in each.
 - What leaves has metrics.py's shape, a group's count in one of its bins, and may be below zero; merging is addition.
-- Figures are of the groups (scores that share one count as tied) and carry the noise of every merchant: with few
-  positive rows they say little.
+- Figures are of the groups (scores that share one count as tied) and carry the noise of every merchant: where that is
+  not far below the number of positive rows, there are none.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _PLACES: Final = score_bins((_EDGES[:-1] + _EDGES[1:]) / 2)
 _BOTH_PLACES: Final = np.concatenate([_PLACES, NUM_BINS + _PLACES])
 # A group's count that is not so many deviations of its noise above 0 is taken for none.
 _SIGNIFICANT: Final = 2.0
+# As many deviations of the noise in their number must all positives be, for a figure to be worth telling.
+_TELLING: Final = 5.0
 _MOST_DEVIATIONS: Final = 40.0
 
 
@@ -66,6 +68,9 @@ def most_noised(dp: DifferentialPrivacy, max_rows: int) -> int:
 
 
 def plausible(merged: Histogram, dp: DifferentialPrivacy, num_merchants: int) -> Histogram:
-    """Sums of noised histograms as counts of rows, to take figures from."""
-    least = _SIGNIFICANT * deviation(dp) * num_merchants**0.5
+    """Sums of noised histograms as counts of rows, to take figures from; all zero where they would say nothing."""
+    of_a_group = deviation(dp) * num_merchants**0.5
+    if merged[NUM_BINS:].sum() < _TELLING * of_a_group * NUM_GROUPS**0.5:
+        return np.zeros_like(merged)
+    least = _SIGNIFICANT * of_a_group
     return np.where(merged > least, merged, 0)

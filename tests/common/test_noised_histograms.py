@@ -57,8 +57,18 @@ def test_figures_of_groups_are_near_those_of_rows() -> None:
 def test_noise_alone_is_no_figure() -> None:
     nothing = np.zeros(HISTOGRAM_LENGTH, np.int64)
     random = PrivacyRandom(bytes(range(32)))
-    told = [plausible(noised(nothing, DP, random.gaussians(2 * NUM_GROUPS)), DP, 1) for _ in range(50)]
-    assert np.count_nonzero(np.stack(told)) < 0.05 * 50 * 2 * NUM_GROUPS
+    told = [plausible(noised(nothing, DP, random.gaussians(2 * NUM_GROUPS)), DP, 1) for _ in range(200)]
+    assert not np.any(told)
+
+
+def test_figures_that_noise_would_decide_are_not_told() -> None:
+    exact = score_histogram(*scored(300))
+    random = PrivacyRandom(bytes(32))
+    told = [plausible(noised(exact, DP, random.gaussians(2 * NUM_GROUPS)), DP, 1) for _ in range(20)]
+    assert [metrics_from_histogram(one) for one in told] != [None] * 20
+    loud = DP.model_copy(update={"evaluation_noise_multiplier": 20.0})
+    told = [plausible(noised(exact, loud, random.gaussians(2 * NUM_GROUPS)), loud, 1) for _ in range(20)]
+    assert [metrics_from_histogram(one) for one in told] == [None] * 20
 
 
 def test_what_a_merchant_sends_is_believed() -> None:
