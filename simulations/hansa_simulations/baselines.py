@@ -177,6 +177,6 @@ def _alone(agreement: Agreement, name: str, plan: Plan) -> Agreement:
     values["training"] |= {"algorithm": "fedavg", "candidates": [], "plan": plan.model_dump(mode="json")}
     values["cohort"] = {"min_merchants": 1, "deadline_seconds": _NO_LIMIT, "max_update_norm": _NO_LIMIT}
     values["compression"] = {"format": "none"}
-    values["secure_aggregation"] = {"protocol": "none"}
+    values |= {"secure_aggregation": {"protocol": "none"}, "robustness": {"rule": "mean"}}
     values["privacy"] |= {"min_count": 1, "min_positives": 1, "share_metrics": False}
     return validate_agreement(values, f"the baseline {name!r}")

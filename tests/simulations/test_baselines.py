@@ -151,10 +151,11 @@ def test_best_plan_and_round_by_validation_are_kept(world, trained, tiny_program
 
 
 def test_no_floor_of_the_federation_holds_for_a_baseline(shops, trained, tiny_programs):
-    """Neither the withheld counts, nor the norm, nor the deadline that merchants agreed on for each other's sake."""
+    """Neither the withheld counts, nor the norm, the deadline or the rule that they agreed on for each other's sake."""
     agreement = shops.agreement(
         privacy={"min_count": 10_000, "min_positives": 10_000},
         cohort={"min_merchants": 3, "deadline_seconds": 1e-3, "max_update_norm": 1e-6},
+        robustness={"rule": "median", "num_dishonest": 1},
     )
     baselines = Baselines(agreement, shops.tables(agreement), KEY, tiny_programs.sharing(agreement))
     assert same(baselines.local("cedar"), trained["cedar"])
