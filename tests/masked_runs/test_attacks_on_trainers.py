@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from hansa_client.guarded_trainer import in_process
-from hansa_common.errors import AgreementError
+from hansa_common.errors import AgreementError, MerchantError
 from hansa_common.features import FittedPreprocessing
-from hansa_common.messages import EvaluateOrder, RoundOrder, StatisticsOrder
+from hansa_common.messages import EvaluateOrder, EvaluateReply, RoundOrder, RoundReply, StatisticsOrder
+from hansa_common.metrics import HISTOGRAM_LENGTH
 from hansa_common.model import ModelSpec, initial_weights
 from hansa_common.secure_keys import Advertisement, keys_from_bytes, sign_keys
 from hansa_common.secure_layouts import evaluation_layout, round_layout, statistics_layout
@@ -257,3 +258,38 @@ def test_masks_of_a_merchant_hide_its_vector(coordinator, world):
         replies.append(coordinator.ask("alder", RoundOrder, **fields, **coordinator.masking(offers, "alder")).vector)
     for vector in (*replies, replies[0] - replies[1]):
         assert abs(np.unpackbits(vector.view(np.uint8)).mean() - 0.5) < 0.01
+
+
+def test_what_may_not_leave_or_does_not_fit_is_not_masked(coordinator, world):
+    """Nobody can look at a vector once it is masked, so it is looked at before: here, whatever made it."""
+    weights, preprocessing, _ = world
+    offers = coordinator.offers(1)
+    sums = coordinator.trainers["alder"]._worker._sums
+    head = {"merchant": "alder", "order_hash": "0" * 64}
+    below = np.zeros(HISTOGRAM_LENGTH, np.int64)
+    below[0], below[-1] = -1, 2
+    nothing, floats = np.zeros(HISTOGRAM_LENGTH, np.int64), np.zeros(0, np.float32)
+    trained = {**head, "round": 1, "control_delta": floats, "validation": nothing, "train_loss": 0.5}
+    masking = coordinator.masking(offers, "alder")
+    scored = {"split": "test", "preprocessing": preprocessing, "weights": weights}
+    rounds = coordinator.order("alder", RoundOrder, **training(coordinator, world), **masking)
+    cases = {
+        "of 2 positives": (
+            coordinator.order("alder", EvaluateOrder, **scored, **masking),
+            EvaluateReply(**head, histogram=below, metrics=None),
+        ),
+        "norm 6, cohort.max_update_norm is 5": (
+            rounds,
+            RoundReply(**trained, num_examples=9, update=np.float32([0, 6, 0])),
+        ),
+        "1001 examples; allowed are 1 to 1000": (
+            rounds,
+            RoundReply(**trained, num_examples=1001, update=np.zeros_like(weights)),
+        ),
+    }
+    for told, (order, reply) in cases.items():
+        with pytest.raises(MerchantError, match=told):
+            sums.masked(order, reply)
+    # The sum is still under way: nothing was spent.
+    held = sums.masked(rounds, RoundReply(**trained, num_examples=9, update=np.zeros_like(weights)))
+    assert held.vector.size == world[2]
