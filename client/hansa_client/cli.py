@@ -22,9 +22,7 @@ agree = typer.Typer(name="agree", help="Draft the agreement from a table.", add_
 
 @agree.command()
 def draft(
-    data: Annotated[
-        Path, typer.Argument(help="A table of what merchants hold; or an agreement, to be told in words.")
-    ],
+    data: Annotated[Path, typer.Argument(help="A table of what merchants hold; or an agreement, to be told in words.")],
     label: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     silo: Annotated[
         str | None, typer.Option(help="The column whose values are the merchants, or bands: Amount:0,1,10.")

@@ -158,7 +158,9 @@ def test_refusal_counts_that_names_the_order_by_the_bytes_that_were_sent_and_not
 def test_nothing_but_a_refusal_may_name_the_order_by_the_bytes_that_were_sent(ask):
     def respond(sealed):
         head = {"merchant": "alpha", "order_hash": unopened_hash(sealed)}
-        return seal(encode(StatisticsReply(**head, statistics=np.zeros(2, np.int64), num_train_rows=9)), KEYS["alpha"], "reply")
+        return seal(
+            encode(StatisticsReply(**head, statistics=np.zeros(2, np.int64), num_train_rows=9)), KEYS["alpha"], "reply"
+        )
 
     assert ask(respond).code == "wrong-order"
 
