@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,22 @@ def test_charge_is_on_disk_and_noted_elsewhere_before_it_returns(files, opened, 
     assert ledger.state.number == 1
 
 
+def test_each_write_waits_for_the_disk(files, filled, charge, monkeypatch):
+    ledger, synchronised, fsync = filled(1), [], os.fsync
+
+    def waited(descriptor):
+        synchronised.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", waited)
+    ledger.charge(charge(2))
+    # The line, then the head file under the name that it has before it is whole, and the name that it gets.
+    in_order = ["ledger.jsonl", "head.unfinished", "elsewhere"]
+    assert synchronised == in_order
+    ledger.answered(charge(2).order_hash)
+    assert synchronised == in_order * 2
+
+
 def test_what_costs_nothing_leaves_no_line_and_no_file(files, opened, charge):
     ledger = opened()
     ledger.charge(charge(1, mechanisms=()))
@@ -83,12 +101,12 @@ def test_order_that_comes_again_before_anything_left_is_charged_once(files, open
 
 def test_order_that_is_obeyed_again_after_its_answer_left_is_charged_again(files, opened, charge):
     # As where the record of orders was lost: its answer would have noise of its own.
-    for _ in range(2):
-        ledger = opened()
+    first = opened()
+    for ledger in (first, first, opened()):
         ledger.charge(charge(1))
         ledger.answered(charge(1).order_hash)
         ledger.answered(charge(1).order_hash)
-    assert [entry.what for entry in entries(files.path)] == ["charged", "answered"] * 2
+    assert [entry.what for entry in entries(files.path)] == ["charged", "answered"] * 3
 
 
 def test_answer_to_what_was_not_charged_leaves_no_line(files, filled, charge):
