@@ -67,7 +67,7 @@ def test_each_write_waits_for_the_disk(files, filled, charge, monkeypatch):
     ledger, synchronised, fsync = filled(1), [], os.fsync
 
     def waited(descriptor):
-        synchronised.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        synchronised.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", waited)
