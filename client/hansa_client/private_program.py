@@ -26,7 +26,7 @@ from hansa_common.features import Inputs
 from hansa_common.model import ModelSpec
 from hansa_common.vectors import Vector
 
-BLOCK_ROWS: Final = 256
+BLOCK_ROWS: Final = 128
 
 
 @dataclass(frozen=True)

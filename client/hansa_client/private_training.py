@@ -31,7 +31,7 @@ from hansa_common.model import ModelSpec
 from hansa_common.privacy_noise import PrivacyRandom
 from hansa_common.vectors import Vector, num_params
 
-MAX_CHUNK_STEPS: Final = 32
+MAX_CHUNK_STEPS: Final = 128
 # The noise of a chunk's steps is made before them: 16 MiB of it at most, where one step alone does not need more.
 MAX_NOISE_VALUES: Final = 1 << 22
 
@@ -139,7 +139,6 @@ class PrivateTraining:
 
 def _draws(units: NDArray[np.int64], work: PrivateWork, random: PrivacyRandom) -> list[NDArray[np.int64]]:
     """The rows of each step: those of the units whose coins came up."""
-    rows_by_unit = np.argsort(units, kind="stable")
     num_rows_of = np.bincount(units)
     largest = int(num_rows_of.max(initial=0))
     if largest > work.max_rows_per_unit:
@@ -148,7 +147,7 @@ def _draws(units: NDArray[np.int64], work: PrivateWork, random: PrivacyRandom) -
     def rows(chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         is_in = np.zeros(num_rows_of.size, np.bool_)
         is_in[chosen] = True
-        return np.sort(rows_by_unit[np.repeat(is_in, num_rows_of)])
+        return np.flatnonzero(is_in[units])
 
     return [rows(random.sample(num_rows_of.size, work.sampling_rate)) for _ in range(work.num_steps)]
 
