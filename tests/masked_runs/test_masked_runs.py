@@ -249,3 +249,17 @@ def test_masked_run_with_noise_comes_to_the_model_of_the_run_with_the_same_noise
     assert {reply.KIND for reply in masked.grid.replies} == {
         "introduction", "keys-reply", "masked-reply", "unmask-reply",
     }  # fmt: skip
+
+
+def test_simulated_merchants_draw_keys_from_the_seed_and_real_ones_from_their_system(five):
+    agreement = five.agreement(training={"algorithm": "fedavg", "rounds": 1, "plan": five.plan})
+    first, again = (
+        [reply.keys.tobytes() for reply in five.run(agreement).grid.replies if reply.KIND == "keys-reply"] for _ in "ab"
+    )
+    assert first == again
+    assert len(set(first)) == len(first)
+    order = KeysOrder(
+        run_id="r", sequence=1, recipient="elm", fingerprint=agreement.fingerprint, deadline_seconds=9.0, sum=1
+    )
+    drawn = {five.sums(agreement, "elm").answer(order, "0" * 64).keys.tobytes() for _ in range(3)}
+    assert len(drawn) == 3
