@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -66,14 +67,17 @@ class AttackDisplay:
 def print_results(results: Results, console: Console | None = None) -> None:
     """Print every cell, an attack a line, and every miss in words."""
     console = Console() if console is None else console
-    table = Table("PR-AUC (lost)", *results.defences)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("PR-AUC, lost", no_wrap=True)
+    for defence in results.defences:
+        table.add_column(defence, overflow="fold")
     for attack in results.attacks:
         cells = [results.cell(defence, attack) for defence in results.defences]
         table.add_row(Text(attack), *(_written(results, cell) for cell in cells))
     console.print(table)
     console.print(
-        "On honest merchants' test rows; lost against the same defence unattacked. Backdoors: how often the trigger "
-        "turns a row. ! misses a mark; ~ more attack than the rule is agreed on for.",
+        "On honest merchants' test rows; below it what is lost against the same defence unattacked, then how often a "
+        "backdoor's trigger turns a row. ! misses a mark; ~ more attack than the rule is agreed on for.",
         soft_wrap=True,
     )
     for cell in results.cells:
@@ -86,9 +90,13 @@ def print_results(results: Results, console: Console | None = None) -> None:
 def _written(results: Results, cell: Cell) -> Text:
     if cell.reason:
         return Text("! none", style="yellow")
-    lost = "" if cell.attack == UNATTACKED or cell.loss is None else f" ({cell.loss:+.3f})"
     mark, style = ("! ", "yellow") if results.misses(cell) else ("~ " if _is_too_many(results, cell) else "", "")
-    return Text(f"{mark}{_area(cell.pr_auc)}{lost}{_of_backdoor(cell)}", style=style)
+    lines = [f"{mark}{_area(cell.pr_auc)}"]
+    if cell.attack != UNATTACKED and cell.loss is not None:
+        lines.append(f"{cell.loss:+.3f}")
+    if cell.backdoor is not None:
+        lines.append(f"{cell.backdoor:.1%}")
+    return Text("\n".join(lines), style=style)
 
 
 def _is_too_many(results: Results, cell: Cell) -> bool:
