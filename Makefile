@@ -16,6 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+# Two files at a time: what starts real processes mostly waits for them.
+IN_PARALLEL := $(BIN)/python -m pytest -n 2 --dist loadfile
 BENCHES := $(sort $(wildcard tests/bench/bench_*.py))
 
 .NOTPARALLEL:
@@ -25,7 +27,8 @@ demo: $(INSTALLED)
 	$(BIN)/hansa demo
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest
+	$(IN_PARALLEL) -m "not system"
+	$(IN_PARALLEL) -m system
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -34,10 +37,10 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not data"
+	$(IN_PARALLEL) -m "not system and not data"
 
 system: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m system
+	$(IN_PARALLEL) -m system
 
 bench: $(INSTALLED_DEV)
 	@test -n "$(BENCHES)" || { echo "there are no benchmarks in tests/bench"; exit 1; }
