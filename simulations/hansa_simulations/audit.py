@@ -2,7 +2,8 @@
 
 - What would be released is attacked: the kept model, and the small one where there is one.
 - Members are the run's training rows, non-members its test rows. Where these are of another time, what tells them apart
-  can be the time; the loss attack sees that as a leak, LiRA hardly, since it knows what is usual for each row.
+  can be the time: the loss sees it, and so do shadows, which know some rows of that time where the run knew none. What
+  shadows find out of each other is free of it, since chance divided their rows.
 - The gate judges the agreed attack, on each model, by the upper end of its interval: a model is let go where the rows
   make sure that it gives no more away. An audit with fewer shadows than agreed, or by another attack, opens nothing.
 - The federation itself is attacked too: each shadow in turn by the others. That says what such runs give away, with
@@ -249,7 +250,9 @@ class Audit:
             f"{rates.roc_auc.estimate:.3f}, where guessing has 0.5."
         )
         if self.run.agreement.data.split == "time":
-            told += " Its test rows are later ones, and a threshold on the loss can take what time changed for a trace."
+            told += " Its test rows are later ones, so part of this can be time's doing" + (
+                "." if self.federation is None else "; what each shadow gives away to the others is free of that."
+            )
         if self.bound is not None:
             most = most_true_positives(self.bound.epsilon, self.bound.delta, GATE_FALSE_POSITIVE_RATE)
             told += f" Epsilon {self.bound.epsilon:.4g} leaves at most {most:.2%} to any attack."

@@ -204,3 +204,11 @@ def test_same_run_gives_the_same_audit(left):
 def test_new_run_in_the_folder_takes_the_audit_with_it(left, tmp_path):
     run_folder.create(left.run.folder, left.run.agreement, overwrite=True)
     assert not (left.run.folder / run_folder.AUDIT).exists()
+
+
+def test_verdict_over_later_test_rows_says_what_time_can_do():
+    values = agreement_with().model_dump(mode="json")
+    values["data"] |= {"split": "time", "time_column": "day"}
+    run = FinishedRun(validate_agreement(values, "it"), METRICS, None, np.zeros(3, np.float32), None)
+    assert "time's doing; what each shadow gives away" in audit_of(LEAKING, run).verdict
+    assert "time" not in audit_of(LEAKING, run_with()).verdict
