@@ -351,7 +351,8 @@ def test_readme_prints_what_make_does():
     makefile = text_of("Makefile")
     for line in ("pip install -e .", "pip install -e '.[dev]'", "hansa demo", "python -m pytest"):
         assert f"{line}\n" in text_of("README.md")
-        assert f"{line}\n" in makefile
+        # What runs the tests says more: how many at a time.
+        assert re.search(rf"{re.escape(line)}( -.*)?\n", makefile), line
     for verb in re.findall(r"`?make (\w+)", text_of("README.md") + text_of("docs/coordinator.md")):
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE), verb
 
