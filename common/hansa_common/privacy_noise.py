@@ -85,5 +85,5 @@ class PrivacyRandom:
         squares = points[0] ** 2 + points[1] ** 2
         kept = np.flatnonzero((squares < 1.0) & (squares > 0.0))[:most]
         squares = squares[kept]
-        pairs: NDArray[np.float64] = np.take(points, kept, axis=1)
-        return pairs * np.sqrt(-2.0 * np.log(squares) / squares)
+        pairs: NDArray[np.float64] = np.take(points, kept, axis=1) * np.sqrt(-2.0 * np.log(squares) / squares)
+        return pairs
