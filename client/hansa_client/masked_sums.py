@@ -4,7 +4,8 @@
 - A vector is masked for the order that asked for it: merchants who were given different orders have masks that do not
   cancel (secure_round.py).
 - Statistics are released once a run, the scores of a model on one part of the rows once: two sums over the same rows
-  could be compared where somebody dropped out of one. In a round whose model was scored before, the histogram is zero.
+  could be compared where somebody dropped out of one. A round over weights that were scored before is for an order
+  without `asks_scores`, whose histograms are all zero: with some of them zero, the sum would be of the others alone.
 - What must outlast this process is on disk before an answer can leave (masked_memory.py). A merchant that starts again
   is refused until it is asked for fresh keys.
 
@@ -92,7 +93,7 @@ class MaskedSums:
         if current is None or current.session != self._session(order, masking.sum):
             raise PolicyError(f"{self._merchant!r} has handed out no shares for the masked sum {masking.sum}")
         name = _release_name(order)
-        if not isinstance(order, RoundOrder) and name in self._record.released:
+        if _asks_for_figures(order) and name in self._record.released:
             raise PolicyError(
                 f"the order asks a second time for {name.partition(' ')[0]} of this run and these weights; each is "
                 "released in one sum"
@@ -130,8 +131,7 @@ class MaskedSums:
         )
 
     def masked(self, order: MaskableOrder, reply: StatisticsReply | RoundReply | EvaluateReply) -> MaskedReply:
-        """What would leave in the clear, after the last look at it, as a vector under the masks of the order's sum. The
-        histogram of a round is zero where these weights were scored before.
+        """What would leave in the clear, after the last look at it, as a vector under the masks of the order's sum.
 
         Raises:
             MerchantError: it may not leave, or holds a number beyond what was agreed.
@@ -144,7 +144,8 @@ class MaskedSums:
         after, keys = self._rounds.masked(
             self._session(order, masking.sum), order.shares.tobytes(), common_order_hash(order), vector, following
         )
-        self._remember(self._record.with_release(_release_name(order)))
+        if _asks_for_figures(order):
+            self._remember(self._record.with_release(_release_name(order)))
         self._rounds = after
         return MaskedReply(merchant=self._merchant, order_hash=reply.order_hash, vector=vector, keys=_octets(keys))
 
@@ -168,8 +169,7 @@ class MaskedSums:
                 f"the update has norm {norm:.4g}, cohort.max_update_norm is {most:g}, and a longer one does not fit "
                 "into the sum; lower the learning rate, or agree on a larger bound"
             )
-        was_told = _release_name(order) in self._record.released
-        histogram = np.zeros_like(reply.validation) if was_told else reply.validation
+        histogram = reply.validation if _asks_for_figures(order) else np.zeros_like(reply.validation)
         layout = round_layout(self._agreement, reply.update.size)
         return layout.encode(reply.update, reply.train_loss, reply.num_examples, histogram)
 
@@ -205,6 +205,10 @@ def _masking(order: MaskableOrder) -> Masking:
     if order.masking is None:
         raise PolicyError(f"the {order.KIND!r} order asks for what it is about in the clear")
     return order.masking
+
+
+def _asks_for_figures(order: MaskableOrder) -> bool:
+    return not isinstance(order, RoundOrder) or order.asks_scores
 
 
 def _release_name(order: MaskableOrder) -> str:

@@ -55,7 +55,7 @@ from hansa_common.messages import (
     encode,
     message_hash,
 )
-from hansa_common.metrics import Histogram, score_histogram
+from hansa_common.metrics import HISTOGRAM_LENGTH, Histogram, score_histogram
 from hansa_common.privacy_costs import check_affordable
 from hansa_common.pruning import permitted_mask
 from hansa_common.randomness import derived_seed, generator
@@ -204,7 +204,9 @@ class MerchantTrainer:
         agreed, pruned = self._agreement.compression.sparsity, order.stage == "prune"
         mask = permitted_mask(self._programs.spec, order.masks, weights, agreed) if pruned else None
         self._prepare(order.preprocessing, halt)
-        validation = self._releases.of_round(lambda: self._histogram(weights, "validation", halt))
+        validation = np.zeros(HISTOGRAM_LENGTH, np.int64)
+        if order.asks_scores:
+            validation = self._releases.of_round(lambda: self._histogram(weights, "validation", halt))
         variate = self._variate(order) if scaffold else _NO_CONTROL
         outcome = self._train(order, weights, control - variate if scaffold else None, mask, halt)
         update = outcome.weights - weights

@@ -81,7 +81,8 @@ class RoundOrder(MaskableOrder):
     """Evaluate the incoming weights on validation rows, then train from them, in one exchange.
 
     `control` is SCAFFOLD's server variate, empty for other algorithms. `included` is the reply hash of this
-    merchant's last reply that entered an average, or '' if none did: only then is its variate committed.
+    merchant's last reply that entered an average, or '' if none did: only then is its variate committed. Without
+    `asks_scores` the histogram of the incoming weights is all zero: in a masked round everyone's is, or nobody's.
 
     After the training, the kept model is trained on twice: in stage `prune` with the weights that `masks` (pruning.py)
     prunes held at zero, and in stage `control` without masks, so that the one can be compared with the other. Each
@@ -99,6 +100,7 @@ class RoundOrder(MaskableOrder):
     included: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     stage: Stage = "train"
     masks: Bytes = Field(default_factory=lambda: np.zeros(0, np.uint8))
+    asks_scores: bool = True
 
 
 class EvaluateOrder(MaskableOrder):

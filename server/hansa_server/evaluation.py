@@ -44,6 +44,8 @@ def evaluate(
     `stage` is the one that made them.
     """
     if run.agreement.secure_aggregation.is_on:
+        if split == "validation":
+            run.sums.is_first_asked_to_score(weights)
         metrics_of = masked_metrics if run.agreement.robustness.groups is None else grouped_metrics
         return Evaluation(metrics_of(run, merchants, split, preprocessing, weights, stage), {})
 

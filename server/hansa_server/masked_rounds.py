@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from hansa_common.agreement import Agreement
 from hansa_common.messages import RoundOrder
 from hansa_common.metrics import Metrics, check_histogram, metrics_from_histogram
 from hansa_common.round_vector import RoundSum
@@ -79,7 +78,7 @@ def _learned(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> _Learne
     agreement, what = run.agreement, f"round {asked.number}"
     layout = round_layout(agreement, asked.state.server.weights.size)
     summed = masked_sum(
-        run, merchants, what, masked_order(agreement, asked), layout.num_elements,
+        run, merchants, what, masked_order(run, asked), layout.num_elements,
         on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
     )  # fmt: skip
     if summed.total is None:
@@ -94,9 +93,10 @@ def _learned(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> _Learne
     return _Learned(summed, found, metrics_from_histogram(found.counts))
 
 
-def masked_order(agreement: Agreement, asked: Round) -> OrderOf:
+def masked_order(run: Run, asked: Round) -> OrderOf:
     """What each merchant of a round is asked, once its header and masks are known."""
-    weights, control = asked.state.server.weights, asked.control
+    agreement, weights, control = run.agreement, asked.state.server.weights, asked.control
+    asks_scores = run.sums.is_first_asked_to_score(weights)
 
     def order(merchant: Merchant, header: dict[str, Any]) -> MaskableOrder:
         return RoundOrder(
@@ -110,6 +110,7 @@ def masked_order(agreement: Agreement, asked: Round) -> OrderOf:
             included=asked.state.included.get(merchant.name, ""),
             stage=asked.stage,
             masks=asked.masks,
+            asks_scores=asks_scores,
         )
 
     return order
@@ -143,6 +144,9 @@ def resumed(run: Run, begun: RunState) -> RunState:
     """
     run.numbers.last += RESUMED_GAP
     run.sums.last += RESUMED_GAP
+    for course in begun.courses:
+        # Some merchants may have been asked for their scores in what was under way.
+        run.sums.is_first_asked_to_score(course.state.server.weights)
     state = replace(begun, sequence=run.numbers.last, last_sum=run.sums.last)
     if len(state.training_rounds) >= run.agreement.training.rounds:
         return state

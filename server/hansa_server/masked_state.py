@@ -6,9 +6,11 @@ kept on disk: a run that is resumed begins its sums anew, with numbers that nobo
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from hansa_common.secure_keys import KeyHistory
+from hansa_common.vectors import Vector
 from hansa_server.unmasking import Offers
 
 
@@ -17,12 +19,14 @@ class MaskedState:
     """The last number in use, the run's keys, and the shares that were handed out for the next sum, if they were.
 
     `num_train_rows` is how many training rows all registered merchants have together: of one alone it is not known.
+    `scored` are hashes of the weights whose scores on validation rows somebody was asked for.
     """
 
     last: int = 0
     num_train_rows: int = 0
     history: KeyHistory = field(default_factory=KeyHistory)
     offers: Offers | None = None
+    scored: set[bytes] = field(default_factory=set)
 
     def take_offers(self) -> Offers | None:
         """The shares for the next sum; they are for one."""
@@ -33,3 +37,10 @@ class MaskedState:
         """A number that no sum has had."""
         self.last += 1
         return self.last
+
+    def is_first_asked_to_score(self, weights: Vector) -> bool:
+        """Whether nobody was asked for these weights' scores on validation rows before; merchants tell them once."""
+        digest = hashlib.sha256(weights.tobytes()).digest()
+        is_first = digest not in self.scored
+        self.scored.add(digest)
+        return is_first

@@ -47,7 +47,7 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
     agreement, what = run.agreement, f"round {asked.number}"
     layout = round_layout(agreement, asked.state.server.weights.size)
     sums = group_sums(
-        run, merchants, what, masked_order(agreement, asked), layout.num_elements,
+        run, merchants, what, masked_order(run, asked), layout.num_elements,
         on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
     )  # fmt: skip
 

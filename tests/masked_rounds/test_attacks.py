@@ -52,6 +52,7 @@ OTHERWISE = {
     "stage": "prune",
     "masks": np.ones(1, np.uint8),
     "masking": Masking(sum=2, next_sum=3),
+    "asks_scores": False,
 }
 
 

@@ -54,7 +54,7 @@ def test_sum_over_the_same_order_is_known_and_over_different_ones_is_noise(coord
     layout = round_layout(coordinator.agreement, world[0].size)
     found = {}
     for number, changed in enumerate(({}, {"weights": world[0] + np.float32(0.5)}), 1):
-        fields = training(coordinator, world, round=number)
+        fields = training(coordinator, world, round=number, asks_scores=number == 1)
         offers = coordinator.offers(number)
         others = {**fields, **changed}
         closed = coordinator.closed(
@@ -181,9 +181,9 @@ def test_statistics_and_scores_of_the_same_weights_are_released_in_one_sum(coord
 def test_round_over_weights_that_were_scored_tells_no_histogram_again(coordinator, world):
     fields, layout = training(coordinator, world), round_layout(coordinator.agreement, world[0].size)
     counts = []
-    for number in (1, 2):
+    for number, asks_scores in ((1, True), (2, False)):
         offers = coordinator.offers(number)
-        asked = {**fields, "round": number}
+        asked = {**fields, "round": number, "asks_scores": asks_scores}
         closed = coordinator.closed(offers, RoundOrder, lambda _, a=asked: a, world[2])
         total, _ = unmasked_sum(
             closed, common_hash(coordinator, offers, RoundOrder, **asked), opened(coordinator, closed)
@@ -191,6 +191,24 @@ def test_round_over_weights_that_were_scored_tells_no_histogram_again(coordinato
         counts.append(int(layout.decode(total).counts.sum()))
     assert counts[0] > 0
     assert counts[1] == 0
+
+
+def test_histogram_of_one_is_not_added_to_zeros_of_those_who_told_theirs_before(coordinator, world):
+    """Elm was kept out of the first round. If the others told zeros in the second, its sum would be elm's alone."""
+    fields = training(coordinator, world)
+    offers = coordinator.offers(1)
+    coordinator.next_exchange()
+    for name in set(coordinator.trainers) - {"elm"}:
+        assert isinstance(coordinator.ask(name, RoundOrder, **fields, **coordinator.masking(offers, name)), MaskedReply)
+    offers, asked = coordinator.offers(2), {**fields, "round": 2}
+    coordinator.next_exchange()
+    for name in set(coordinator.trainers) - {"elm"}:
+        masked = {**asked, **coordinator.masking(offers, name)}
+        assert coordinator.refused(name, RoundOrder, **masked) == "not-permitted"
+    # Who is told that no scores are asked for and who is not have masks that do not cancel: the field is in the order.
+    assert common_hash(coordinator, offers, RoundOrder, **asked) != common_hash(
+        coordinator, offers, RoundOrder, **asked, asks_scores=False
+    )
 
 
 @pytest.mark.parametrize("kind", [RoundOrder, StatisticsOrder, EvaluateOrder])
@@ -254,7 +272,7 @@ def test_masks_of_a_merchant_hide_its_vector(coordinator, world):
     for number in (1, 2):
         offers = coordinator.offers(number)
         coordinator.next_exchange()
-        fields = training(coordinator, world, round=number)
+        fields = training(coordinator, world, round=number, asks_scores=number == 1)
         replies.append(coordinator.ask("alder", RoundOrder, **fields, **coordinator.masking(offers, "alder")).vector)
     for vector in (*replies, replies[0] - replies[1]):
         assert abs(np.unpackbits(vector.view(np.uint8)).mean() - 0.5) < 0.01
