@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,8 +203,10 @@ def test_same_run_gives_the_same_audit(left):
 
 
 def test_new_run_in_the_folder_takes_the_audit_with_it(left, tmp_path):
-    run_folder.create(left.run.folder, left.run.agreement, overwrite=True)
-    assert not (left.run.folder / run_folder.AUDIT).exists()
+    folder = shutil.copytree(left.run.folder, tmp_path / "run")
+    assert (folder / run_folder.AUDIT).exists()
+    run_folder.create(folder, left.run.agreement, overwrite=True)
+    assert not (folder / run_folder.AUDIT).exists()
 
 
 def test_verdict_over_later_test_rows_says_what_time_can_do():
