@@ -27,6 +27,9 @@ from hansa_common.model import LAYER_NORM_EPSILON, ModelSpec
 
 # Below this a gradient is as good as none; its factor would not be finite.
 _LEAST_NORM: Final = 1e-12
+# What comes back and is smaller is taken for nothing, in norm and sum alike: its square may be flushed to zero in
+# float32, while its product with what went in is large where weights were chosen so.
+_LEAST_RETURNED: Final = 1e-18
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ def clipping_factors(norms: Any, max_norm: float, is_real: Any) -> Any:
 
 def _by_layer(spec: ModelSpec, returned: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Any]]]:
     """The tables' part, and for each dense layer its own part and its norm's, None where it has none."""
-    left = iter(returned)
+    from keras import ops
+
+    left = iter([ops.where(ops.abs(delta) < _LEAST_RETURNED, 0.0, delta) for delta in returned])
     tables = [next(left) for _ in spec.embeddings]
     layers = [(next(left), next(left) if spec.layer_norm else None) for _ in spec.hidden]
     return tables, [*layers, (next(left), None)]

@@ -106,6 +106,17 @@ def test_no_row_moves_a_step_by_more_than_its_share(layer_norm):
     assert 0 < moved <= 2 * 0.2 * case.plan.learning_rate / ROWS * (1 + 1e-3)
 
 
+def test_row_reaches_no_further_where_the_square_of_what_comes_back_is_too_small_for_float32():
+    """Weights of a coordinator that knows of it: units of 5e18, and behind them what comes back is some 2e-20."""
+    case = Case(Model(hidden=(8, 64), l1=0, l2=0), tables=False)
+    parts = [np.zeros(shape, np.float32) for shape in case.spec.shapes]
+    parts[1][:], parts[3][:], parts[4][:] = 5e18, 1e-3, 5e-20
+    case.start = np.concatenate([part.ravel() for part in parts])
+    moved = case.trained(PrivateWork(1, 1.0, max_norm=0.2, noise_multiplier=0.0)).astype(np.float64) - case.start
+    # All rows reach in one direction.
+    assert 0 < np.linalg.norm(moved) <= 0.2 * case.plan.learning_rate * (1 + 1e-3)
+
+
 def test_a_customers_rows_are_in_or_out_together_and_clipped_together():
     case = Case(Model(hidden=(8, 4)))
     units = np.arange(ROWS) // 5
