@@ -4,10 +4,10 @@ The three sets of bench_accuracy.py, with its agreements but for what masked sum
 and tables are, at least three merchants in a sum, and local steps where the algorithm is SCAFFOLD. The runs have the
 same agreement but for `[secure_aggregation]`, so their figures differ by the rounding of masked means alone, some 1e-8
 a coordinate. Training can make more of that than there is in it, so a third run stands beside them: in the clear, each
-mean moved by a random 1e-9. The mark:
+mean moved by a random 1e-9: what it moves by, no masks are the cause of. The mark:
 
     the difference of PR-AUC on test rows to that without masks, its size on the mean over seeds: at most .001 on each
-    set, or no more than that of the runs whose means were moved, which have no masks either
+    set
 
 Beside it: the seconds of each run, and the bytes of its rounds, up and down, per merchant and round.
 
@@ -119,7 +119,7 @@ def _is_met(results: list[dict[str, Any]]) -> bool:
     mean = {way: float(np.mean(values)) for way, values in sizes.items()}
     told = ", ".join(f"{mean[way]:.5f} {way} (one seed at most {max(sizes[way]):.5f})" for way in mean)
     print(f"{results[0]['set']}: PR-AUC moved on the mean by {told}")
-    return mean["masked"] <= max(MAX_PR_AUC_DIFFERENCE, mean["nudged"])
+    return mean["masked"] <= MAX_PR_AUC_DIFFERENCE
 
 
 def _moved(result: dict[str, Any], way: str) -> float:
