@@ -24,6 +24,7 @@ rows included, and that is charged to nobody: for a consortium's own data see `h
 
     python tests/bench/bench_privacy.py [--sets creditcard halves shoppers coupon] [--seeds 0 1 2] [--json FILE]
 
+About 15 minutes of computing, most of it for the networks without privacy and for the twenty runs of the halves.
 The data are read from the folder that HANSA_DATA names, or ../shared/data beside the checkout.
 """
 
