@@ -1,8 +1,8 @@
 """`[secure_aggregation]`: whether merchants' vectors are masked, against how many colluders, and what it refuses.
 
-Under `double-masking` the coordinator learns sums over at least `least` merchants of the roster (secure_thresholds.py)
-and no single merchant's vector. Every sum is asked of the whole roster, so that no two sums differ in whom they were
-asked of.
+Under `double-masking` the coordinator learns sums over at least `smallest_sum` merchants of the roster
+(secure_thresholds.py) and no single merchant's vector. Every sum is asked of the whole roster, so that no two sums
+differ in whom they were asked of.
 
 A sum is of whole numbers: how far a masked mean is off follows from the bounds that were agreed on (masking.py), so
 these have to be near what updates and tables really are.
@@ -100,9 +100,9 @@ def secure_words(agreement: Agreement) -> list[str]:
     groups = agreement.robustness.groups
     of = "" if groups is None else f" of a group, {groups} of which are drawn anew for each sum"
     sums = (
-        f"the coordinator sees sums over at least {limits.least} of {limits.num_merchants} merchants{of}, and no "
-        f"single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} shares "
-        f"open a secret, and up to {limits.dropouts} may drop out of a sum"
+        f"the coordinator sees sums over at least {limits.smallest_sum} of {limits.num_merchants} merchants{of}, and "
+        f"no single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} "
+        f"shares open a secret, and up to {limits.dropouts} may drop out of a sum"
     )
     off = f"at {ROWS_OF_ERROR:,} training rows a merchant, masking moves a mean update by {error:.1g} a coordinate"
     return [sums, f"{off} at most"]
@@ -114,7 +114,7 @@ def secure_json(agreement: Agreement) -> dict[str, Any]:
     if not agreement.secure_aggregation.is_on:
         return {"protocol": agreed["protocol"]}
     limits = thresholds_of(agreement)
-    follows = {"threshold": limits.threshold, "least_in_sum": limits.least, "dropouts": limits.dropouts}
+    follows = {"threshold": limits.threshold, "least_in_sum": limits.smallest_sum, "dropouts": limits.dropouts}
     return {**agreed, **follows, "mean_error": mean_error(agreement.cohort, agreement.roster)}
 
 

@@ -7,7 +7,7 @@ unmask      who is in the sum; for each of these a share of its own mask's secre
             the others of their masks' private key                                      -> Unmasked
 
 Promised to the merchant whose states these are, whatever the coordinator and `colluders` others do:
-- its vector is known to nobody but as part of a sum over at least `least` merchants, two of them honest;
+- its vector is known to nobody but as part of a sum over at least `smallest_sum` merchants, two of them honest;
 - that sum is of vectors for one and the same order, or nothing can be read of it;
 - it opens shares once, never both halves of one merchant's secret, never for fewer than `least`.
 

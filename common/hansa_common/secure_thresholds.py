@@ -4,15 +4,18 @@ With n merchants in a cohort, m of them colluding and a threshold of t shares, 2
 in two halves, each honest merchant opens one of the two, and a colluder both: to read one vector takes t - m honest
 merchants for either half, 2(t - m) of the n - m that there are. So no merchant needs to see what the others were asked.
 
-The sum itself says what one merchant sent to whoever knows all the others': so at least two of a cohort are honest, and
-with 2t > n + m at least two of any sum.
+Those who open shares may be told of different sums, each of `least` merchants, and the sum that comes of it may be
+smaller: to leave one out takes t - m honest merchants who were told so, and each was told so of n - least at most. So
+(n - m)(n - least) / (t - m) can be left out at most, and `least` is such that `min_merchants` remain.
+
+The sum itself says what one merchant sent to whoever knows all the others': so at least two of any sum are honest.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (2017), section 6.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 MIN_MERCHANTS: Final = 3
@@ -22,7 +25,7 @@ MIN_HONEST: Final = 2
 @dataclass(frozen=True)
 class Thresholds:
     """What was agreed on for cohorts of at most `num_merchants`: `threshold` shares open a secret, and a sum is of
-    `min_merchants` at least.
+    `min_merchants` at least, whatever those who open it are told.
     """
 
     num_merchants: int
@@ -50,8 +53,19 @@ class Thresholds:
 
     @property
     def least(self) -> int:
-        """How many merchants' vectors are in a sum at least, and of how many there must be shares."""
-        return max(self.threshold, self.min_merchants)
+        """How many merchants' vectors there are to be in a sum before anyone opens shares for it."""
+        wanted = max(self.min_merchants, self.colluders + MIN_HONEST)
+        sizes = range(max(self.threshold, self.min_merchants), self.num_merchants + 1)
+        return next(size for size in sizes if self._smallest(size) >= wanted)
+
+    @property
+    def smallest_sum(self) -> int:
+        """The fewest merchants whose sum can become known, colluders among them: never below `min_merchants`."""
+        return min(self.least, self._smallest(self.least))
+
+    def _smallest(self, size: int) -> int:
+        honest, left_out_by_each = self.num_merchants - self.colluders, self.num_merchants - size
+        return self.num_merchants - honest * left_out_by_each // (self.threshold - self.colluders)
 
     @property
     def dropouts(self) -> int:
@@ -72,8 +86,12 @@ def secure_thresholds(
     >>> secure_thresholds(3, colluders=1).dropouts
     0
     """
-    chosen = _least_threshold(num_merchants, colluders) if threshold is None else threshold
-    return Thresholds(num_merchants, colluders, chosen, min_merchants)
+    if threshold is not None:
+        return Thresholds(num_merchants, colluders, threshold, min_merchants)
+    least = Thresholds(num_merchants, colluders, _least_threshold(num_merchants, colluders), min_merchants)
+    # With as many shares as merchants in a sum, there is less that openers can be told differently.
+    more = replace(least, threshold=max(least.threshold, min_merchants))
+    return min(least, more, key=lambda limits: limits.least)
 
 
 def _least_threshold(num_merchants: int, colluders: int) -> int:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,38 @@ def test_what_a_cohort_tolerates(num_merchants, colluders, threshold, dropouts):
 
 def test_more_merchants_in_a_sum_than_shares_need_are_fewer_dropouts():
     assert secure_thresholds(10, min_merchants=8).dropouts == 2
+
+
+def sums_that_can_be_opened(limits: Thresholds, size: int) -> set[frozenset[int]]:
+    """The honest merchants of each sum that becomes known where each of these is told of some sum of `size` or more."""
+    honest = range(limits.num_merchants - limits.colluders)
+    needed = limits.threshold - limits.colluders
+    told = [
+        frozenset(others) for number in range(size, limits.num_merchants + 1)
+        for others in itertools.combinations(range(limits.num_merchants), number)
+    ]  # fmt: skip
+    known = set()
+    for asked in itertools.product(*([sum_ for sum_ in told if place in sum_] for place in honest)):
+        in_sum = [sum(place in sum_ for sum_ in asked) for place in honest]
+        if all(number >= needed or len(honest) - number >= needed for number in in_sum):
+            # Of the two halves of a merchant's secret never both: else one vector could be read.
+            assert not any(number >= needed and len(honest) - number >= needed for number in in_sum)
+            known.add(frozenset(place for place in honest if in_sum[place] >= needed))
+    return known
+
+
+@pytest.mark.parametrize(("num_merchants", "colluders"), [(3, 0), (4, 0), (4, 1), (5, 0), (5, 1), (5, 2)])
+def test_no_sum_of_fewer_than_agreed_comes_of_telling_each_opener_of_another(num_merchants, colluders):
+    limits = secure_thresholds(num_merchants, colluders, min_merchants=3)
+    known = sums_that_can_be_opened(limits, limits.least)
+    assert known
+    assert min(map(len, known)) + colluders >= limits.smallest_sum >= max(3, colluders + 2)
+
+
+def test_openers_asked_for_no_more_than_the_threshold_could_be_told_of_five_sums_and_open_one_of_two():
+    limits = secure_thresholds(5, min_merchants=3)
+    assert (limits.threshold, limits.least, limits.dropouts) == (3, 4, 1)
+    assert min(map(len, sums_that_can_be_opened(limits, limits.threshold))) == 2
 
 
 @pytest.mark.parametrize(
