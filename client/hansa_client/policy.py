@@ -13,6 +13,7 @@ from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementMismatchError, PolicyError
 from hansa_common.messages import CandidateOrder, DeliverOrder, EvaluateOrder, IntroduceOrder, RangesOrder, RoundOrder
 from hansa_common.record_types import EVERYONE, Order
+from hansa_common.secure_agreement import thresholds_of
 from hansa_common.secure_messages import KeysOrder, MaskableOrder, UnmaskOrder
 
 
@@ -30,6 +31,7 @@ class Policy:
         to everyone -> only an introduction | a plan or a cohort outside the agreement -> PolicyError
         about a small model that the agreement does not ask for -> PolicyError
         about a masked sum where nothing is masked, in the clear where everything is -> PolicyError
+        a masked round in which replies of too few counted, or of others than this one's own is said -> PolicyError
         another stage than training where the agreement does not prune, masks where nothing is pruned -> PolicyError
 
         Raises:
@@ -71,6 +73,24 @@ class Policy:
         if is_on and isinstance(order, RoundOrder) and order.cohort != self.agreement.roster:
             raise PolicyError(
                 f"the cohort {order.cohort} of a masked round is not the roster, whom every sum is asked of"
+            )
+        if isinstance(order, RoundOrder):
+            self._verify_counted(order)
+
+    def _verify_counted(self, order: RoundOrder) -> None:
+        # Or a coordinator could tell all but one that their variates count, and have these cancel what they send.
+        counted, roster = set(order.counted), self.agreement.roster
+        if order.masking is None:
+            if counted:
+                raise PolicyError("the order says whose replies counted, which is for masked rounds")
+            return
+        if (order.included != "") != (roster.index(self.merchant) in counted):
+            raise PolicyError("the order says otherwise to everyone than to this merchant whether its reply counted")
+        least = thresholds_of(self.agreement).least
+        if len(counted) != len(order.counted) or not counted <= set(range(len(roster))) or 0 < len(counted) < least:
+            raise PolicyError(
+                f"the order says that replies of {order.counted} counted; allowed are places of {least} or more of the "
+                f"roster's {len(roster)} merchants, or none"
             )
 
     def _verify_stage(self, order: RoundOrder | EvaluateOrder) -> None:

@@ -38,6 +38,7 @@ from hansa_common.secure_messages import (
     KeysReply,
     MaskableOrder,
     MaskedReply,
+    Place,
     UnmaskOrder,
     UnmaskReply,
 )
@@ -82,7 +83,8 @@ class RoundOrder(MaskableOrder):
 
     `control` is SCAFFOLD's server variate, empty for other algorithms. `included` is the reply hash of this
     merchant's last reply that entered an average, or '' if none did: only then is its variate committed. Without
-    `asks_scores` the histogram of the incoming weights is all zero: in a masked round everyone's is, or nobody's.
+    `asks_scores` the histogram of the incoming weights is all zero: in a masked round everyone's is, or nobody's. There
+    `counted` says the same to everyone: the places in the roster of those who have an `included`.
 
     After the training, the kept model is trained on twice: in stage `prune` with the weights that `masks` (pruning.py)
     prunes held at zero, and in stage `control` without masks, so that the one can be compared with the other. Each
@@ -101,6 +103,7 @@ class RoundOrder(MaskableOrder):
     stage: Stage = "train"
     masks: Bytes = Field(default_factory=lambda: np.zeros(0, np.uint8))
     asks_scores: bool = True
+    counted: Annotated[tuple[Place, ...], Field(max_length=MAX_COHORT, fail_fast=True)] = ()
 
 
 class EvaluateOrder(MaskableOrder):

@@ -97,6 +97,7 @@ def masked_order(run: Run, asked: Round) -> OrderOf:
     """What each merchant of a round is asked, once its header and masks are known."""
     agreement, weights, control = run.agreement, asked.state.server.weights, asked.control
     asks_scores = run.sums.is_first_asked_to_score(weights)
+    counted = tuple(place for place, name in enumerate(agreement.roster) if name in asked.state.included)
 
     def order(merchant: Merchant, header: dict[str, Any]) -> MaskableOrder:
         return RoundOrder(
@@ -111,6 +112,7 @@ def masked_order(run: Run, asked: Round) -> OrderOf:
             stage=asked.stage,
             masks=asked.masks,
             asks_scores=asks_scores,
+            counted=counted,
         )
 
     return order

@@ -53,6 +53,7 @@ OTHERWISE = {
     "masks": np.ones(1, np.uint8),
     "masking": Masking(sum=2, next_sum=3),
     "asks_scores": False,
+    "counted": (0, 2),
 }
 
 

@@ -228,6 +228,20 @@ def test_cohort_of_a_masked_round_is_the_roster(coordinator, world):
         assert coordinator.refused("alder", RoundOrder, **asked) == "not-permitted"
 
 
+def test_whose_replies_counted_is_the_same_for_everyone_and_for_each_what_it_is_told_of_its_own(coordinator, world):
+    """Else all but one could be told to correct their updates away, and what is left of the sum is that one's."""
+    offers = coordinator.offers(1)
+    coordinator.next_exchange()
+    own, least = "ab" * 32, offers.session.thresholds.least
+    everyone = tuple(range(len(coordinator.agreement.roster)))
+    told = ((own, ()), (own, everyone[1:]), ("", everyone), ("", everyone[1:least]), (own, (*everyone, 0)), (own, (9,)))
+    for included, counted in told:
+        fields = training(coordinator, world, included=included, counted=counted)
+        asked = {**fields, **coordinator.masking(offers, "alder")}
+        assert coordinator.refused("alder", RoundOrder, **asked) == "not-permitted"
+        coordinator.next_exchange()
+
+
 def test_scaffold_whose_steps_differ_is_refused_for_it_would_take_two_sums(five):
     """tests/attacks/test_two_sums.py reads two merchants' updates off such sums."""
     training = {"algorithm": "scaffold", "plan": {"optimizer": "sgd"}}
