@@ -7,7 +7,7 @@ key                           refuses
 max_rounds                    a round with a higher number, in every stage
 max_local_epochs              a round under a plan with more local epochs, or with steps unless max_local_steps is set
 max_local_steps               a round under a plan with more local steps
-min_cohort                    a round with fewer merchants
+min_cohort                    a round with fewer merchants, or whose masked sum can be of fewer
 secure_aggregation_required   whatever would leave in the clear: statistics, updates, and histograms of scores
 min_count                     whatever counts rows, where the agreement releases lower counts
 min_positives                 whatever is scored, where the agreement releases histograms of fewer positives
@@ -42,6 +42,7 @@ from hansa_common.privacy import epsilon
 from hansa_common.privacy_costs import run_cost
 from hansa_common.record_types import Order, Reply
 from hansa_common.schema import Section
+from hansa_common.secure_agreement import thresholds_of
 from hansa_common.secure_messages import is_masked
 from hansa_common.vectors import l2_norm
 
@@ -133,7 +134,7 @@ class MerchantPolicy(Section):
         if agreement.compression.sparsity:
             last_round += agreement.compression.pruning_rounds
         work = [beyond for plan in plans if (beyond := self._work_beyond(plan))][:1]
-        least = agreement.cohort.min_merchants
+        least = _smallest_sum(agreement) or agreement.cohort.min_merchants
         found = [
             (self._exceeds(self.max_rounds, last_round), "max_rounds", f"rounds up to {last_round}"),
             *((True, key, f"{number} {unit}") for unit, number, key in work),
@@ -181,8 +182,10 @@ class MerchantPolicy(Section):
         if beyond := self._work_beyond(agreement.training.plans[order.plan]):
             unit, number, key = beyond
             raise PolicyError(_refusal(f"{unit}:", number, key, getattr(self, key)))
-        if self._exceeds(len(order.cohort), self.min_cohort):
-            raise PolicyError(_refusal("a cohort of", len(order.cohort), "min_cohort", self.min_cohort))
+        # Of a masked round the cohort is the roster, and what becomes known a sum over a part of it.
+        together = _smallest_sum(agreement) or len(order.cohort)
+        if self._exceeds(together, self.min_cohort):
+            raise PolicyError(_refusal("a cohort of", together, "min_cohort", self.min_cohort))
 
     def _work_beyond(self, plan: Plan) -> tuple[str, int, str] | None:
         """What a plan asks for beyond what this merchant allows: the unit, how many, and the key that says so."""
@@ -276,6 +279,11 @@ def _is_within(now: time, begin: time, end: time) -> bool:
     [False, True, True, True, False]
     """
     return begin <= now < end if begin < end else now >= begin or now < end
+
+
+def _smallest_sum(agreement: Agreement) -> int | None:
+    """Of how many merchants a masked sum is at least; None where nothing is masked."""
+    return thresholds_of(agreement).smallest_sum if agreement.secure_aggregation.is_on else None
 
 
 def _up_to(agreement: Agreement) -> str:

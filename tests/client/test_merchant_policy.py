@@ -145,6 +145,18 @@ def test_secure_aggregation_required_refuses_whatever_leaves_in_the_clear_and_no
         policy.verify(order(kind, masking=Masking(sum=1, next_sum=2), **changes), masked, NOON)
 
 
+def test_min_cohort_of_a_masked_round_is_of_the_smallest_sum_that_can_come_of_it():
+    roster = [*"abcdefgh"]
+    masked = agreement(**{**MASKED, "roster": roster})
+    asked = order(RoundOrder, plan=0, cohort=tuple(roster), masking=Masking(sum=1, next_sum=2))
+    MerchantPolicy(min_cohort=4).verify(asked, masked, NOON)
+    with pytest.raises(PolicyError, match=r"a cohort of 4, merchant\.toml has min_cohort = 5"):
+        MerchantPolicy(min_cohort=5).verify(asked, masked, NOON)
+    assert MerchantPolicy(min_cohort=5).conflicts(masked) == [
+        "the agreement asks for cohorts of 4, merchant.toml has min_cohort = 5"
+    ]
+
+
 def test_own_bound_of_updates_refuses_masked_rounds_whose_updates_may_be_longer():
     masked, asked = agreement(**MASKED), order(RoundOrder, plan=0, masking=Masking(sum=1, next_sum=2))
     MerchantPolicy(max_update_norm=10).verify(asked, masked, NOON)
