@@ -22,7 +22,7 @@ def drawn_groups(members: Sequence[T], num_groups: int, seed: int, draw: int) ->
     """The members in that many groups of nearly equal size, drawn anew for each `draw`; each in the members' order.
 
     >>> drawn_groups(["a", "b", "c", "d", "e"], 2, seed=0, draw=1)
-    (('b', 'c', 'e'), ('a', 'd'))
+    (('b', 'c', 'd'), ('a', 'e'))
     """
     order = generator(seed, "groups", draw).permutation(len(members))
     places = (sorted(order[group::num_groups].tolist()) for group in range(num_groups))
