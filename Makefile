@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-# Two files at a time: what starts real processes mostly waits for them.
+# Two files at a time. What starts real processes has the machine for itself: some kill at a moment that is soon over.
 IN_PARALLEL := $(BIN)/python -m pytest -n 2 --dist loadfile
 BENCHES := $(sort $(wildcard tests/bench/bench_*.py))
 
@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(IN_PARALLEL) -m "not system"
-	$(IN_PARALLEL) -m system
+	$(BIN)/python -m pytest -m system
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ unit: $(INSTALLED_DEV)
 	$(IN_PARALLEL) -m "not system and not data"
 
 system: $(INSTALLED_DEV)
-	$(IN_PARALLEL) -m system
+	$(BIN)/python -m pytest -m system
 
 bench: $(INSTALLED_DEV)
 	@test -n "$(BENCHES)" || { echo "there are no benchmarks in tests/bench"; exit 1; }
