@@ -26,11 +26,11 @@ from hansa_common.secure_groups import num_groups_of, session_of
 from hansa_common.secure_keys import Session
 from hansa_common.secure_messages import KeysOrder, KeysReply, MaskedReply, Masking, UnmaskOrder, UnmaskReply
 from hansa_common.secure_round import common_order_hash
+from hansa_server.masked_exchanges import VECTORS, MaskedExchanges, Taken
 from hansa_server.masked_sums import OrderOf, SumAbandoned, Summed, octets, of_kind
 from hansa_server.participants import Merchant, Run
 from hansa_server.unmasking import Closed, Keys, MaskedSum, Offers, gather_keys, gather_offers, unmasked_sum
 
-Taken = TypeVar("Taken")
 Step = TypeVar("Step")
 
 
@@ -44,7 +44,7 @@ def group_sums(
     on_reply: Callable[[str], None] = lambda _: None,
 ) -> tuple[Summed, ...]:
     """Ask these merchants, in roster order, for the vectors of their groups' sums; what came of each group's."""
-    asking = _Groups(run, merchants, what, _next_sessions(run), on_reply)
+    asking = _Groups(run, what, on_reply, merchants, _next_sessions(run))
     keys = asking.keys()
     offers = asking.offers(keys)
     closed, order_hashes = asking.vectors(offers, order, num_elements)
@@ -61,19 +61,12 @@ def _next_sessions(run: Run) -> list[Session]:
 
 
 @dataclass
-class _Groups:
+class _Groups(MaskedExchanges):
     """The exchanges of one batch of sums; a group that is abandoned is in no later one."""
 
-    run: Run
     merchants: Sequence[Merchant]
-    what: str
     sessions: list[Session]
-    on_reply: Callable[[str], None]
-    dropped: dict[str, str] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
     abandoned: dict[int, str] = field(default_factory=dict)
-    bytes_received: int = 0
-    bytes_sent: int = 0
 
     def __post_init__(self) -> None:
         self.group_of: Mapping[str, int] = {
@@ -82,7 +75,7 @@ class _Groups:
 
     def keys(self) -> dict[int, Keys]:
         """Everyone's keys, by group."""
-        advertised = self._asked(
+        advertised = self.asked(
             "keys",
             self.merchants,
             lambda merchant: KeysOrder(**self.run.header(merchant.name), sum=self._session(merchant.name).round),
@@ -108,7 +101,7 @@ class _Groups:
             header, number = self.run.header(merchant.name), self.sessions[group].round
             return UnmaskOrder(**header, sum=0, in_sum=(), next_sum=number, keys=tables[group])
 
-        shares = self._asked(
+        shares = self.asked(
             "shares", self._only(names), asked_of, lambda _, reply: of_kind(reply, UnmaskReply).shares.tobytes()
         )
         tried = {
@@ -137,7 +130,7 @@ class _Groups:
             adding[self.group_of[merchant.name]].add(merchant.name, of_kind(reply, MaskedReply).vector)
 
         names = {name for held in offers.values() for name in _names(held.session, held.offers)}
-        self._asked("vectors", self._only(names), asked_of, taken)
+        self.asked(VECTORS, self._only(names), asked_of, taken)
         tried = {group: self._tried(group, own.close) for group, own in adding.items()}
         return {group: closed for group, closed in tried.items() if closed is not None}, order_hashes
 
@@ -151,7 +144,7 @@ class _Groups:
 
         in_sum = {group: _names(own.offers.session, own.in_sum) for group, own in closed.items()}
         names = {name for members in in_sum.values() for name in members}
-        openings = self._asked(
+        openings = self.asked(
             "openings", self._only(names), asked_of, lambda _, reply: of_kind(reply, UnmaskReply).openings.tobytes()
         )
         unmasked = {
@@ -188,27 +181,6 @@ class _Groups:
             self.abandoned[group] = error.reason
             self.run.tell(SumAbandoned(f"{self.what}, group {group + 1}", error.reason, str(error)))
             return None
-
-    def _asked(
-        self,
-        step: str,
-        merchants: Sequence[Merchant],
-        order: Callable[[Merchant], Order],
-        taken: Callable[[Merchant, Reply], Taken],
-    ) -> dict[str, Taken]:
-        """What was taken of each valid answer, by name; why there is none of the others is noted."""
-        found: dict[str, Taken] = {}
-        for heard in self.run.ask(f"{self.what}, {step}", merchants, order, taken):
-            self.bytes_received += heard.answer.bytes_received
-            self.bytes_sent += heard.answer.sent.num_bytes
-            if heard.reason:
-                self.dropped[heard.merchant.name] = heard.reason
-            else:
-                found[heard.merchant.name] = heard.reply  # type: ignore[assignment]  # None is what `taken` may return
-            if step == "vectors":
-                self.hashes[heard.merchant.name] = heard.answer.reply_hash
-                self.on_reply(heard.merchant.name)
-        return found
 
 
 def _names(session: Session, places: Sequence[int] | Mapping[int, object]) -> list[str]:

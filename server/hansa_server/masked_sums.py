@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +40,7 @@ from hansa_common.secure_messages import (
     UnmaskReply,
 )
 from hansa_common.secure_round import common_order_hash
+from hansa_server.masked_exchanges import VECTORS, MaskedExchanges
 from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import Event, ReplyDropped
 from hansa_server.unmasking import Closed, Keys, MaskedSum, Offers, gather_keys, gather_offers, unmasked_sum
@@ -47,7 +48,6 @@ from hansa_server.unmasking import Closed, Keys, MaskedSum, Offers, gather_keys,
 # A merchant's order, given the header and the fields that mask its answer.
 OrderOf = Callable[[Merchant, dict[str, Any]], MaskableOrder]
 ReplyKind = TypeVar("ReplyKind", bound=Reply)
-Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def masked_sum(
 
     `is_last`: no sum follows in this run. `on_reply` hears the name of each merchant that is done with.
     """
-    asking = _Asking(run, merchants, what, on_reply)
+    asking = _Asking(run, what, on_reply, merchants)
     try:
         offers = run.sums.take_offers() or asking.begun()
         closed, order_hash, keys = asking.masked(offers, order, num_elements, is_last=is_last)
@@ -111,17 +111,10 @@ def masked_sum(
 
 
 @dataclass
-class _Asking:
+class _Asking(MaskedExchanges):
     """The exchanges of one sum, and what they came to so far."""
 
-    run: Run
     merchants: Sequence[Merchant]
-    what: str
-    on_reply: Callable[[str], None]
-    dropped: dict[str, str] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-    bytes_received: int = 0
-    bytes_sent: int = 0
 
     def begun(self) -> Offers:
         """Shares for a sum that no other has led to.
@@ -130,7 +123,7 @@ class _Asking:
             RoundAbandonedError: too few have keys or shares.
         """
         session = self._session(self.run.sums.new_number())
-        advertised = self._asked(
+        advertised = self.asked(
             "keys",
             self.merchants,
             lambda merchant: KeysOrder(**self.run.header(merchant.name), sum=session.round),
@@ -172,7 +165,7 @@ class _Asking:
             return masked.keys.tobytes()
 
         asked = [merchant for merchant in self.merchants if merchant.name in taking_part or next_number]
-        advertised = self._asked("vectors", asked, asked_of, taken)
+        advertised = self.asked(VECTORS, asked, asked_of, taken)
         closed = adding.close()
         keys = self._keys_if_enough(self._session(next_number), advertised) if next_number else None
         return closed, order_hashes[0], keys
@@ -201,7 +194,7 @@ class _Asking:
             if merchant.name in following:
                 shares[merchant.name] = unmasked.shares.tobytes()
 
-        self._asked("openings", [m for m in self.merchants if m.name in in_sum | following], asked_of, taken)
+        self.asked("openings", [m for m in self.merchants if m.name in in_sum | following], asked_of, taken)
         if keys is not None:
             self._keep_offers(keys, shares)
         return openings
@@ -221,7 +214,7 @@ class _Asking:
         def taken(_: Merchant, reply: Reply) -> bytes:
             return of_kind(reply, UnmaskReply).shares.tobytes()
 
-        return self._asked("shares", [m for m in self.merchants if m.name in names], asked_of, taken)
+        return self.asked("shares", [m for m in self.merchants if m.name in names], asked_of, taken)
 
     def _keys_if_enough(self, session: Session, advertised: Mapping[str, bytes]) -> Keys | None:
         try:
@@ -244,27 +237,6 @@ class _Asking:
             if name in advertised:
                 self.run.tell(ReplyDropped(name, self.what, reason, "its keys for a masked sum"))
         return keys
-
-    def _asked(
-        self,
-        step: str,
-        merchants: Sequence[Merchant],
-        order: Callable[[Merchant], Order],
-        taken: Callable[[Merchant, Reply], Taken],
-    ) -> dict[str, Taken]:
-        """What was taken of each valid answer, by name; why there is none of the others is noted."""
-        found: dict[str, Taken] = {}
-        for heard in self.run.ask(f"{self.what}, {step}", merchants, order, taken):
-            self.bytes_received += heard.answer.bytes_received
-            self.bytes_sent += heard.answer.sent.num_bytes
-            if heard.reason:
-                self.dropped[heard.merchant.name] = heard.reason
-            else:
-                found[heard.merchant.name] = heard.reply  # type: ignore[assignment]  # None is what `taken` may return
-            if step == "vectors":
-                self.hashes[heard.merchant.name] = heard.answer.reply_hash
-                self.on_reply(heard.merchant.name)
-        return found
 
     def _session(self, number: int) -> Session:
         return session_of(self.run.agreement, self.run.fingerprint, self.run.run_id, number)
