@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from hansa_server.moving_line import MovingLine
 from hansa_server.run_events import (
     Event,
     ModelValidated,
@@ -29,15 +28,12 @@ from hansa_server.run_events import (
 )
 
 _STYLES: Final = {logging.INFO: "", logging.WARNING: "yellow"}
-# Training runs in this process in a simulation: a display that redraws often would be noticed.
-_REFRESHES_PER_SECOND: Final = 2
 
 
-class RunProgress:
+class RunProgress(MovingLine):
     """Shows a run; give it events while it is entered."""
 
     def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console() if console is None else console
         self._now = now
         self._began = now()
         self._num_rounds = 0
@@ -45,26 +41,7 @@ class RunProgress:
         self._num_earlier = 0
         self._cohort_size = 0
         self._best: ModelValidated | None = None
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            refresh_per_second=_REFRESHES_PER_SECOND,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("waiting for merchants", total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__("waiting for merchants", None, console)
 
     def show(self, event: Event) -> None:
         """Take an event in, and show it as far as it matters to someone who watches."""

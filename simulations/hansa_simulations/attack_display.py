@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from hansa_server.moving_line import MovingLine
 from hansa_server.run_events import Event, RoundFinished
 from hansa_simulations.attack_results import Results
 from hansa_simulations.attack_scenario import UNDEFENDED, AttackScenario, named
 from hansa_simulations.attack_trials import UNATTACKED, Cell
 
 
-class AttackDisplay:
+class AttackDisplay(MovingLine):
     """A line that moves while cells are run; in a pipe or a log, one line for each that is done."""
 
     def __init__(self, scenario: AttackScenario, num_rounds: int, console: Console | None = None) -> None:
-        self._console = Console() if console is None else console
         self._num_rounds = num_rounds
         self._num_cells = len(scenario.all_defences) * (1 + len(scenario.attacks))
         self._num_done = 0
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("attacks", total=float(self._num_cells))
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__("attacks", float(self._num_cells), console)
 
     def begin(self, defence: str, attack: str) -> None:
         """A cell is to be run."""

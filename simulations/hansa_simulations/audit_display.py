@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from hansa_common.bootstrap import Interval
+from hansa_server.moving_line import MovingLine
 from hansa_server.progress import duration
 from hansa_simulations.audit import Audit, MembershipAttack
 from hansa_simulations.audit_rates import FALSE_POSITIVE_RATES, least_non_members
 
 
-class AuditDisplay:
+class AuditDisplay(MovingLine):
     """A line that moves while shadow federations are trained; in a pipe or a log, one line when they are."""
 
     def __init__(
         self, num_shadows: int, console: Console | None = None, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = Console() if console is None else console
         self._now = now
         self._began = now()
         self._num_shadows = num_shadows
         self._num_trained = 0
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("shadow federations", total=num_shadows)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__("shadow federations", num_shadows, console)
 
     def trained(self) -> None:
         """One more shadow federation is trained."""

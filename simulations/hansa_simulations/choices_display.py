@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from hansa_common.bootstrap import Interval
+from hansa_server.moving_line import MovingLine
 from hansa_server.run_events import CompressionStarted, Event, RoundFinished
 from hansa_simulations.choices import Choice, named
 from hansa_simulations.choices_files import Choices
@@ -20,36 +19,17 @@ from hansa_simulations.choices_files import Choices
 _SHARE_OF_ROUNDS: Final = 0.5
 
 
-class ChoicesDisplay:
+class ChoicesDisplay(MovingLine):
     """A line that moves while choices are made; in a pipe or a log, one line for each that is done."""
 
     def __init__(self, num_asked: int, pruning_rounds: int, console: Console | None = None) -> None:
         """`num_asked` is how many are made at least: a search adds to them."""
-        self._console = Console() if console is None else console
         self._num_stage_rounds = 4 * pruning_rounds
         self._num_asked = num_asked
         self._num_made = 0
         self._num_rounds = 0
         self._name = ""
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("choices", total=float(num_asked))
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__("choices", float(num_asked), console)
 
     def begin(self, sparsity: float) -> None:
         """A choice is to be made."""
