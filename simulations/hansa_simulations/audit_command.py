@@ -27,17 +27,18 @@ def attack_run(
     run: Annotated[Path, typer.Argument(help="The folder of a finished simulation.")],
     data: Annotated[Path | None, typer.Argument(help="The table it was made from; a demo's makes itself.")] = None,
     attack: Annotated[
-        Attack | None, typer.Option(help="On membership: with shadow federations, or without [default: the agreed].")
+        Attack | None,
+        typer.Option(show_default="the agreed", help="On membership: with shadow federations, or without."),
     ] = None,
     shadows: Annotated[
-        int | None, typer.Option(min=4, max=1024, help="How many shadow federations [default: the agreed].")
+        int | None, typer.Option(min=4, max=1024, show_default="the agreed", help="How many shadow federations.")
     ] = None,
     attribute: Annotated[
         str | None, typer.Option(help="A category or boolean to guess from a row's other columns and the model.")
     ] = None,
     inversion: Annotated[bool, typer.Option(help="Try to tell rows from a merchant's update.")] = True,
     processes: Annotated[
-        int | None, typer.Option(min=1, max=MAX_PROCESSES, help="That train them [default: one a core].")
+        int | None, typer.Option(min=1, max=MAX_PROCESSES, show_default="one a core", help="That train them.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with audit.json; progress to stderr.")] = False,
 ) -> None:

@@ -31,13 +31,14 @@ def try_choices(
         "0.5,0.8"
     ),
     max_loss: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Validation PR-AUC that may be lost [default: the agreement's].")
+        float | None,
+        typer.Option(min=0, max=1, show_default="the agreement's", help="Validation PR-AUC that may be lost."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Rounds to reach the sparsity [default: the agreement's].")
+        int | None, typer.Option(min=1, max=100, show_default="the agreement's", help="Rounds to reach the sparsity.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder of what comes of it [default: RUN/compress].")
+        Path | None, typer.Option("--out", "-o", show_default="RUN/compress", help="The folder of what comes of it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with choices.json; progress to stderr.")] = False,
 ) -> None:
