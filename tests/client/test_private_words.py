@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hansa_client.agreement_words import plain_words
-from hansa_client.cli import agree
+from hansa_client.agree_command import agree
 from hansa_common.agreement import parse_agreement
 from hansa_common.errors import AgreementError
 from hansa_common.privacy_statement import statement
