@@ -1,12 +1,18 @@
 """What noised releases cost together: epsilon at a delta, by numerical accounting.
 
-Promises: the epsilon of a composition of Gaussian mechanisms, sampled or not, never below the true one; an upper
-bound comes out where the exact one cannot be computed; no noise costs infinitely much.
+Promises: the epsilon of a composition of Gaussian mechanisms, sampled or not, discrete or not, never below the true
+one; an upper bound comes out where the exact one cannot be computed; no noise costs infinitely much.
 Refuses: numbers that make no mechanism. Leaves to others: what a release's sensitivity is (privacy_costs.py), how noise
 is drawn (privacy_noise.py), who may spend how much (the merchant's ledger).
 
 Neighbours are two tables of which one lacks one unit's contribution. Sampling is Poisson's: each unit by a coin of its
 own. Nothing composes in parallel: two releases add up even where no row is in both.
+
+What has discrete noise beside what has not is told by Renyi's bound alone, at whole orders. At those the discrete
+Gaussian has the continuous one's: for a shift of whole steps the sum over the grid of exp(-(x - k shift)^2 / 2 s^2) is
+the same for each whole k, so E(P/Q)^k = exp((k^2 - k) shift^2 / 2 s^2) to the letter, and what Mironov et al. make of
+it for samples follows. That the other direction is no larger, by their theorem 5, takes a reflection that exchanges the
+two distributions, which the grid has as well.
 
 Sources: Koskela et al., "Computing Tight Differential Privacy Guarantees Using FFT" (2020), and Doroshenko et al.,
 "Connect the Dots" (2022), for privacy loss distributions; Mironov et al., "Renyi Differential Privacy of the Sampled
@@ -19,7 +25,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -34,7 +40,7 @@ _COARSE_INTERVAL: Final = 1e-3
 _NOISE_PARTS: Final = 1000
 # How much less noise the exact accounting may ask for than Renyi's bound does; what would ask for less gets this.
 _LEAST_EXCESS: Final = 0.75
-# Whole ones: some between 1 and 2 do not converge, and are of use to what promises nothing.
+# Whole ones, at which discrete noise is as good as continuous: some between 1 and 2 do not converge besides.
 _RDP_ORDERS: Final = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 MAX_NOISE_MULTIPLIER: Final = 1e6
 MAX_EPSILON: Final = 1e4
@@ -54,6 +60,13 @@ class SampledGaussian:
             raise ValueError(f"a sampling rate is from 0 to 1, not {self.sampling_rate}")
         if self.num_steps < 0:
             raise ValueError(f"a number of steps is 0 or more, not {self.num_steps}")
+
+
+@dataclass(frozen=True)
+class SampledDiscreteGaussian(SampledGaussian):
+    """The same of whole numbers with discrete Gaussian noise, as shared_noise.py adds it: sensitivities and noise are
+    counted in steps of the grid, and of the noise of several, its variance as one.
+    """
 
 
 @dataclass(frozen=True)
@@ -102,9 +115,15 @@ def epsilon_by_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def noise_multiplier_for(
-    epsilon: float, delta: float, sampling_rate: float, num_steps: int, beside: Sequence[Mechanism] = ()
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    num_steps: int,
+    beside: Sequence[Mechanism] = (),
+    kind: type[SampledGaussian] = SampledGaussian,
 ) -> float:
-    """The least noise multiplier, rounded up, with which so many steps and what is `beside` them keep to epsilon.
+    """The least noise multiplier, rounded up, with which so many steps of a kind and what is `beside` them keep to
+    epsilon.
 
     Raises:
         ValueError: there is none: what is beside them costs more than epsilon already, or a number is out of bounds.
@@ -114,7 +133,7 @@ def noise_multiplier_for(
     _check_delta(delta)
 
     def holds(thousandths: int, cost: Callable[[Sequence[Mechanism], float], float]) -> bool:
-        steps = SampledGaussian(thousandths / _NOISE_PARTS, sampling_rate, num_steps)
+        steps = kind(thousandths / _NOISE_PARTS, sampling_rate, num_steps)
         return cost([steps, *beside], delta) <= epsilon
 
     most = int(MAX_NOISE_MULTIPLIER * _NOISE_PARTS)
@@ -142,17 +161,21 @@ def _least(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 def _merged(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
     """The same composition in few parts: all plain releases are one Gaussian, equal steps are counted."""
-    steps: Counter[tuple[float, float]] = Counter()
+    steps: Counter[SampledGaussian] = Counter()
     precision = 0.0
     for mechanism in mechanisms:
         if isinstance(mechanism, Gaussian):
             precision += _precision(mechanism.noise_multiplier, mechanism.num_releases)
-        elif mechanism.sampling_rate == 1.0:
+        elif mechanism.sampling_rate == 1.0 and not isinstance(mechanism, SampledDiscreteGaussian):
             precision += _precision(mechanism.noise_multiplier, mechanism.num_steps)
         elif mechanism.sampling_rate and mechanism.num_steps:
-            steps[mechanism.noise_multiplier, mechanism.sampling_rate] += mechanism.num_steps
+            steps[replace(mechanism, num_steps=1)] += mechanism.num_steps
     plain = [Gaussian(0.0 if math.isinf(precision) else precision**-0.5)] if precision else []
-    return (*plain, *(SampledGaussian(noise, rate, number) for (noise, rate), number in sorted(steps.items())))
+    return (*plain, *(replace(step, num_steps=steps[step]) for step in sorted(steps, key=_place)))
+
+
+def _place(steps: SampledGaussian) -> tuple[bool, float, float]:
+    return isinstance(steps, SampledDiscreteGaussian), steps.noise_multiplier, steps.sampling_rate
 
 
 def _precision(noise_multiplier: float, number: int) -> float:
@@ -166,7 +189,8 @@ def _precision(noise_multiplier: float, number: int) -> float:
 @lru_cache(maxsize=4096)
 def _epsilon(merged: tuple[Mechanism, ...], delta: float, interval: float = _INTERVAL) -> float:
     bound = _epsilon_by_rdp(merged, delta)
-    if bound == 0.0 or bound > MAX_EXACT_EPSILON:
+    is_discrete = any(isinstance(mechanism, SampledDiscreteGaussian) for mechanism in merged)
+    if is_discrete or bound == 0.0 or bound > MAX_EXACT_EPSILON:
         return bound
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 

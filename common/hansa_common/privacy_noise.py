@@ -48,6 +48,10 @@ class PrivacyRandom:
     def __repr__(self) -> str:
         return "PrivacyRandom()"
 
+    def words(self, number: int) -> NDArray[np.uint64]:
+        """(number,) of 64 random bits each."""
+        return np.frombuffer(self._stream.update(bytes(8 * number)), "<u8")
+
     def uniforms(self, number: int) -> NDArray[np.float64]:
         """(number,) uniform in (0, 1], in steps of 2^-53."""
         values = np.empty(number, np.float64)
