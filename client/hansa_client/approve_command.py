@@ -16,6 +16,7 @@ import typer
 from hansa_client.agreement_words import differences, plain_words
 from hansa_client.approvals import Approvals
 from hansa_client.merchant_policy import POLICY_NAME, PolicyFile
+from hansa_client.participation_options import StartedStateOption
 from hansa_client.state_folders import state_folder
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
@@ -27,10 +28,7 @@ from hansa_common.privacy_costs import check_affordable
 
 def approve(
     agreement: Annotated[Path, typer.Argument(help="The agreement (TOML).")],
-    state: Annotated[
-        Path | None,
-        typer.Option(help="The state folder of `hansa client start`.", show_default="the one merchant's in .hansa"),
-    ] = None,
+    state: StartedStateOption = None,
     yes_to: Annotated[
         str | None, typer.Option(metavar="FINGERPRINT", help="Approve without a question, if it is this agreement.")
     ] = None,

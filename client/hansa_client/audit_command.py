@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hansa_client.audit import AUDIT_NAME, Entry, entries, verified
+from hansa_client.participation_options import StartedStateOption
 from hansa_client.state_folders import state_folder
 from hansa_common.errors import UsageError
 
 
 def audit(
-    state: Annotated[
-        Path | None,
-        typer.Option(help="The state folder of `hansa client start`.", show_default="the one merchant's in .hansa"),
-    ] = None,
+    state: StartedStateOption = None,
     last: Annotated[int, typer.Option(min=0, help="How many of the last lines to show; 0: all.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hansa_client.participation_options import StartedStateOption
 from hansa_client.state_folders import state_folder
 from hansa_common.errors import UsageError
 
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 
 
 def fetch(
-    state: Annotated[
-        Path | None,
-        typer.Option(help="The state folder of `hansa client start`.", show_default="the one merchant's in .hansa"),
-    ] = None,
+    state: StartedStateOption = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to put the bundle into.")] = Path("bundle"),
     force: Annotated[bool, typer.Option("--force", help="Write over another bundle and its threshold.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hansa_client.ledger_entries import MechanismCharge, SampledGaussianCharge
+from hansa_client.ledger_entries import MechanismCharge, SampledCharge
+from hansa_client.participation_options import LedgerHeadOption, LedgerOption, PolicyOption, StartedStateOption
 from hansa_client.state_folders import state_folder
 from hansa_common.errors import UsageError
 
@@ -24,20 +25,10 @@ if TYPE_CHECKING:
 
 
 def ledger(
-    state: Annotated[
-        Path | None,
-        typer.Option(help="The state folder of `hansa client start`.", show_default="the one merchant's in .hansa"),
-    ] = None,
-    ledger: Annotated[
-        Path | None, typer.Option(help="The ledger's folder, as for `start`.", show_default="STATE/ledger")
-    ] = None,
-    ledger_head: Annotated[
-        Path | None,
-        typer.Option(help="The file outside it that says how far it is.", show_default="among this user's state"),
-    ] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="What this merchant permits (TOML).", show_default="STATE/merchant.toml")
-    ] = None,
+    state: StartedStateOption = None,
+    ledger: LedgerOption = None,
+    ledger_head: LedgerHeadOption = None,
+    policy: PolicyOption = None,
     last: Annotated[int, typer.Option(min=0, help="How many of the last orders to show; 0: all.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     png: Annotated[Path | None, typer.Option(help="Draw what was spent into this file.")] = None,

@@ -1,4 +1,6 @@
-"""The options of a command line that say what a merchant takes part with: the same for starting and for checking."""
+"""The options of a command line that say what a merchant takes part with: the same for starting it, checking it, and
+looking at what it left.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,10 @@ import typer
 TableOption = Annotated[Path, typer.Option(help="This merchant's table: CSV, gzip CSV or Parquet.")]
 StateOption = Annotated[
     Path | None, typer.Option(help="Where this merchant has enrolled.", show_default="the one merchant's in .hansa")
+]
+StartedStateOption = Annotated[
+    Path | None,
+    typer.Option(help="The state folder of `hansa client start`.", show_default="the one merchant's in .hansa"),
 ]
 AgreementOption = Annotated[
     Path | None,
