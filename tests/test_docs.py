@@ -290,7 +290,7 @@ def test_files_of_a_merchants_state_are_named_as_they_are():
     told = {row[0].strip("`") for row in rows(section(text_of("docs/merchant.md"), "## Take part"))}
     assert {own_figures.OWN_METRICS_NAME, flower_node.LOG_NAME} <= told
     assert "variates" in told
-    assert 'VariateStore(files.state / "variates")' in inspect.getsource(trainer_service.serve)
+    assert 'VariateStore(files.state / "variates")' in inspect.getsource(trainer_service)
 
 
 def test_policy_of_the_merchants_guide_holds_and_has_every_key():

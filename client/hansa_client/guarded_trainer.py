@@ -108,7 +108,7 @@ class Boundary:
             own=policy.current,
             approvals=None if agreement.trust is None else Approvals(files.state),
             log=OrderLog(files.state / ORDERS_NAME),
-            ledger=Ledger(files.ledger_files() if files.keeps_ledger(agreement) else None),
+            ledger=files.opened_ledger(agreement),
             audit=Audit(files.state / AUDIT_NAME),
             is_stopping=is_stopping,
             watching=Watchdog(files.state / STACKS_NAME).watching,

@@ -3,9 +3,10 @@
 - A charge is on disk before anything is computed for its order; nothing is ever refunded.
 - Nothing is charged that would pass what was agreed on, or the merchant's own limit over all agreements, runs and
   coordinators whose orders stand in this ledger.
-- A charge pays for one answer. An order that is obeyed again is not charged again while nothing has left for it, which
-  the ledger itself says: before an answer leaves, that it leaves is on disk. After that it would be a second release,
-  with noise of its own, and is charged as one, even where the record of orders was lost.
+- A charge pays for one answer of one payer. An order that is obeyed again is not charged again while nothing has left
+  for it, which the ledger itself says: before an answer leaves, that it leaves is on disk. After that it would be a
+  second release, with noise of its own, and is charged as one, even where the record of orders was lost. So is what
+  another state folder answers to the same order (ledger_payers.py).
 - Killed at any moment it goes on with what it has: a line that was not whole was never acted upon.
 - A ledger that is behind what its head file says, or not the one that it was, is refused; every answer tells the
   coordinator how far it is.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from hansa_client.chained_lines import EMPTY, Chain, ChainedFile
 from hansa_client.ledger_account import Account, Limit, Tally, tally_of
 from hansa_client.ledger_entries import Charge, Entry, answered_entry, ledger_lines
 from hansa_client.ledger_head import LedgerHead
+from hansa_client.ledger_payers import charging_alone
 from hansa_common import durable_files
 from hansa_common.errors import MerchantError, UsageError
 from hansa_common.ledger_state import LedgerState
@@ -59,9 +61,12 @@ class Ledger:
     """One merchant's ledger. Without files it lasts as long as this object, and tells nobody how far it is."""
 
     def __init__(
-        self, files: LedgerFiles | None = None, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        files: LedgerFiles | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        payer: str = "",
     ) -> None:
-        """Read what there is.
+        """Read what there is. What is charged here is for answers of the state folder with the id `payer`.
 
         Raises:
             UsageError: the folder, or that of the head file, cannot be made, or others can open it.
@@ -69,9 +74,10 @@ class Ledger:
         """
         self._files = files
         self._now = now
+        self._payer = payer
         self._chain = EMPTY
         self._account = Account()
-        self._unanswered: set[str] = set()
+        self._unanswered: set[tuple[str, str]] = set()
         if files is not None:
             durable_files.make_private_folder(files.folder)
             files.head.prepare()
@@ -98,9 +104,9 @@ class Ledger:
         if not asked.mechanisms:
             return
         with self._held():
-            if asked.order_hash not in self._unanswered:
+            if (self._payer, asked.order_hash) not in self._unanswered:
                 self._account.check(asked.agreement, tally_of(asked.mechanisms), asked.agreed, own)
-                self._append(asked.entry(self._chain, self._now()))
+                self._append(asked.entry(self._payer, self._chain, self._now()))
 
     def answered(self, order_hash: str) -> None:
         """Put on record that an answer to an order leaves, on disk when this returns; nothing where it was not charged.
@@ -108,9 +114,17 @@ class Ledger:
         Raises:
             MerchantError: as `charge` does.
         """
-        if order_hash in self._unanswered:
+        if (self._payer, order_hash) in self._unanswered:
             with self._held():
-                self._append(answered_entry(order_hash, self._chain, self._now()))
+                self._append(answered_entry(order_hash, self._payer, self._chain, self._now()))
+
+    def charging_alone(self) -> AbstractContextManager[None]:
+        """Be the one process that charges as this payer; to be held for as long as anything is charged.
+
+        Raises:
+            UsageError: another process does.
+        """
+        return nullcontext() if self._files is None else charging_alone(self._files.folder, self._payer)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -145,9 +159,9 @@ class Ledger:
 
     def _take(self, entry: Entry, chain: Chain) -> None:
         if entry.what == "answered":
-            self._unanswered.discard(entry.order)
+            self._unanswered.discard(entry.answer)
         else:
-            self._unanswered.add(entry.order)
+            self._unanswered.add(entry.answer)
             self._account.add(entry.agreement or "", entry.cost)
         self._chain = chain
 

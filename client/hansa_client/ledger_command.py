@@ -80,6 +80,7 @@ def _json(found: Summary, last: int) -> dict[str, Any]:
         "num_lines": found.state.number,
         "head": found.state.head,
         "agreements": {spent.agreement: spent.to_json() for spent in found.agreements},
+        "payers": dict(found.num_orders_by_payer),
         "together": None if found.together is None else found.together.to_json(),
         "orders": [
             {**json.loads(order.charged.line()), "answered": order.is_answered} for order in _last(found.orders, last)
@@ -97,6 +98,8 @@ def _show(found: Summary, last: int, console: Console) -> None:
         console.print(Text(_told(spent)), soft_wrap=True)
     if found.together is not None and (len(found.agreements) != 1 or found.together.allowed is not None):
         console.print(Text(_told(found.together)), soft_wrap=True)
+    if len(found.num_orders_by_payer) > 1:
+        console.print(Text(_told_payers(found)), soft_wrap=True)
     if not found.orders:
         console.print(Text("nothing was charged yet"))
     console.print(
@@ -123,7 +126,7 @@ def _cells(order: Order) -> list[str]:
 
 
 def _in_words(charge: MechanismCharge) -> str:
-    if isinstance(charge, SampledGaussianCharge):
+    if isinstance(charge, SampledCharge):
         return f"{charge.num_steps} x {charge.noise_multiplier:g} ({charge.sampling_rate:g})"
     return f"{charge.num_releases} x {charge.noise_multiplier:g}"
 
@@ -134,5 +137,14 @@ def _whose(spent: Spent) -> str:
 
 def _told(spent: Spent) -> str:
     allowed = "" if spent.allowed is None else f" of {spent.allowed:g}"
-    orders = "1 order" if spent.num_orders == 1 else f"{spent.num_orders} orders"
-    return f"{_whose(spent)}: {orders}, epsilon {spent.epsilon:g}{allowed} at delta {spent.delta:g}"
+    return f"{_whose(spent)}: {_orders(spent.num_orders)}, epsilon {spent.epsilon:g}{allowed} at delta {spent.delta:g}"
+
+
+def _told_payers(found: Summary) -> str:
+    payers = found.num_orders_by_payer.items()
+    told = [f"{payer[:8] or 'before folders had ids'}: {_orders(number)}" for payer, number in payers]
+    return f"charged for {len(told)} state folders ({', '.join(told)})"
+
+
+def _orders(number: int) -> str:
+    return "1 order" if number == 1 else f"{number} orders"

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from hansa_client.chained_lines import MAX_TEXT_CHARS, Chain, ChainedFile, ChainedLine, Text
 from hansa_client.ledger_account import Limit, Tally, tally_of
+from hansa_client.ledger_payers import PayerId
 from hansa_common.plain_text import printable
-from hansa_common.privacy import Gaussian, Mechanism, SampledGaussian
+from hansa_common.privacy import Gaussian, Mechanism, SampledDiscreteGaussian, SampledGaussian
 from hansa_common.record_types import Digest
 from hansa_common.schema import Section
 
@@ -27,17 +28,32 @@ Noise = Annotated[float, Field(ge=0, le=1e9)]
 Times = Annotated[int, Field(ge=1, le=2**53)]
 
 
-class SampledGaussianCharge(Section):
-    """hansa_common.privacy.SampledGaussian, in a line."""
+class SampledCharge(Section):
+    """Steps over samples, in a line."""
 
-    kind: Literal["sampled-gaussian"]
     noise_multiplier: Noise
     sampling_rate: Annotated[float, Field(ge=0, le=1)]
     num_steps: Times
 
+
+class SampledGaussianCharge(SampledCharge):
+    """hansa_common.privacy.SampledGaussian, in a line."""
+
+    kind: Literal["sampled-gaussian"]
+
     @property
     def mechanism(self) -> Mechanism:
         return SampledGaussian(self.noise_multiplier, self.sampling_rate, self.num_steps)
+
+
+class SampledDiscreteGaussianCharge(SampledCharge):
+    """hansa_common.privacy.SampledDiscreteGaussian, in a line."""
+
+    kind: Literal["sampled-discrete-gaussian"]
+
+    @property
+    def mechanism(self) -> Mechanism:
+        return SampledDiscreteGaussian(self.noise_multiplier, self.sampling_rate, self.num_steps)
 
 
 class GaussianCharge(Section):
@@ -52,14 +68,19 @@ class GaussianCharge(Section):
         return Gaussian(self.noise_multiplier, self.num_releases)
 
 
-MechanismCharge = Annotated[SampledGaussianCharge | GaussianCharge, Field(discriminator="kind")]
+MechanismCharge = Annotated[
+    SampledGaussianCharge | SampledDiscreteGaussianCharge | GaussianCharge, Field(discriminator="kind")
+]
 
 
 class Entry(ChainedLine):
-    """One line; `epsilon` and `delta` are what the agreement allows for all orders under it."""
+    """One line. `payer` is the state folder whose answer to the order was charged, or leaves (ledger_payers.py); lines
+    of before there were payers name none. `epsilon` and `delta` are what the agreement allows for all orders under it.
+    """
 
     what: Literal["charged", "answered"]
     order: Digest
+    payer: PayerId = ""
     run: Text = ""
     agreement: Digest | None = None
     coordinator: Text = ""
@@ -68,6 +89,11 @@ class Entry(ChainedLine):
     why: Text = ""
     epsilon: float | None = None
     delta: float | None = None
+
+    @property
+    def answer(self) -> tuple[str, str]:
+        """Which answer it is about: whose, and to which order."""
+        return self.payer, self.order
 
     @property
     def cost(self) -> Tally:
@@ -90,14 +116,15 @@ class Charge:
     why: str
     agreed: Limit
 
-    def entry(self, before: Chain, at: datetime) -> Entry:
-        """The line that says so, after those before it."""
+    def entry(self, payer: str, before: Chain, at: datetime) -> Entry:
+        """The line that says so of a payer's answer, after those before it."""
         return Entry(
             number=before.num_lines + 1,
             at=at.isoformat(timespec="milliseconds"),
             previous=before.head,
             what="charged",
             order=self.order_hash,
+            payer=payer,
             run=printable(self.run, MAX_TEXT_CHARS),
             agreement=self.agreement,
             coordinator=printable(self.coordinator, MAX_TEXT_CHARS),
@@ -109,10 +136,16 @@ class Charge:
         )
 
 
-def answered_entry(order_hash: str, before: Chain, at: datetime) -> Entry:
-    """The line that says that an answer to an order leaves."""
-    moment = at.isoformat(timespec="milliseconds")
-    return Entry(number=before.num_lines + 1, at=moment, previous=before.head, what="answered", order=order_hash)
+def answered_entry(order_hash: str, payer: str, before: Chain, at: datetime) -> Entry:
+    """The line that says that a payer's answer to an order leaves."""
+    return Entry(
+        number=before.num_lines + 1,
+        at=at.isoformat(timespec="milliseconds"),
+        previous=before.head,
+        what="answered",
+        order=order_hash,
+        payer=payer,
+    )
 
 
 def ledger_lines(path: Path) -> ChainedFile[Entry]:
@@ -129,8 +162,15 @@ def entries(path: Path) -> Iterator[Entry]:
     return (entry for entry, _ in ledger_lines(path).links() if entry is not None)
 
 
-def _line_of(mechanism: Mechanism) -> SampledGaussianCharge | GaussianCharge:
+def _line_of(mechanism: Mechanism) -> SampledGaussianCharge | SampledDiscreteGaussianCharge | GaussianCharge:
     match mechanism:
+        case SampledDiscreteGaussian():
+            return SampledDiscreteGaussianCharge(
+                kind="sampled-discrete-gaussian",
+                noise_multiplier=mechanism.noise_multiplier,
+                sampling_rate=mechanism.sampling_rate,
+                num_steps=mechanism.num_steps,
+            )
         case SampledGaussian():
             return SampledGaussianCharge(
                 kind="sampled-gaussian",

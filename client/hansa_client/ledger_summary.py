@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -52,6 +53,11 @@ class Summary:
     agreements: tuple[Spent, ...]
     together: Spent | None
 
+    @property
+    def num_orders_by_payer(self) -> Counter[str]:
+        """How many orders each state folder was charged for, by its id; '' of before there were ids."""
+        return Counter(order.charged.payer for order in self.orders)
+
 
 def summary(state: LedgerState, entries: Iterable[Entry], own: Limit | None) -> Summary:
     """Sum a ledger's lines up; `own` is the merchant's limit on all of them, None where there is none."""
@@ -81,13 +87,13 @@ def _orders(entries: Iterable[Entry]) -> tuple[Order, ...]:
     """Each charge, with the answer that it paid for."""
     charged: list[Entry] = []
     answered: set[int] = set()
-    unanswered: dict[str, int] = {}
+    unanswered: dict[tuple[str, str], int] = {}
     for entry in entries:
         if entry.what == "charged":
-            unanswered[entry.order] = len(charged)
+            unanswered[entry.answer] = len(charged)
             charged.append(entry)
         else:
-            answered.add(unanswered.pop(entry.order, -1))
+            answered.add(unanswered.pop(entry.answer, -1))
     return tuple(Order(entry, place in answered) for place, entry in enumerate(charged))
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hansa_client.ledger import LEDGER_FOLDER, LedgerFiles
+from hansa_client.ledger import LEDGER_FOLDER, Ledger, LedgerFiles
 from hansa_client.ledger_head import LedgerHead, default_path
+from hansa_client.ledger_payers import payer_of
 from hansa_client.merchant_policy import POLICY_NAME, PolicyFile
 from hansa_common.agreement import Agreement
 from hansa_common.agreement_file import read_agreement
@@ -62,6 +63,18 @@ class MerchantFiles:
                     "with --ledger-head"
                 )
         return LedgerFiles(folder, LedgerHead(path))
+
+    def opened_ledger(self, agreement: Agreement) -> Ledger:
+        """The ledger, to charge to in the name of the state folder, which is there; one without files where nothing is
+        charged.
+
+        Raises:
+            UsageError: as `ledger_files` does, or a folder cannot be made.
+            MerchantError: the ledger is not what it was.
+        """
+        if not self.keeps_ledger(agreement):
+            return Ledger()
+        return Ledger(self.ledger_files(), payer=payer_of(self.state))
 
     def policy_file(self) -> PolicyFile:
         """What this merchant permits; nothing is read yet.

@@ -156,6 +156,18 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
     Raises:
         HansaError: the agreement, the data or the folder do not allow it.
     """
+    agreement = files.read_agreement()
+    hash_key = files.read_hash_key(agreement)
+    durable_files.make_private_folder(files.state)
+    with durable_files.exclusive(files.state):
+        boundary = Boundary.of_files(agreement, merchant, files, stop.is_set)
+        with boundary.ledger.charging_alone():
+            _serve(boundary, files, hash_key, folder, ready, stop)
+
+
+def _serve(
+    boundary: Boundary, files: MerchantFiles, hash_key: bytes | None, folder: Path, ready: int, stop: threading.Event
+) -> None:
     # Late, so that a mistake on the command line is told before TensorFlow is loaded.
     from hansa_client.data import load_table
     from hansa_client.masked_sums import masked_sums_of
@@ -163,35 +175,31 @@ def serve(files: MerchantFiles, merchant: str, folder: Path, ready: int, stop: t
     from hansa_client.trainer import MerchantTrainer
     from hansa_client.variates import VariateStore
 
-    agreement = files.read_agreement()
-    hash_key = files.read_hash_key(agreement)
-    durable_files.make_private_folder(files.state)
-    with durable_files.exclusive(files.state):
-        boundary = Boundary.of_files(agreement, merchant, files, stop.is_set)
-        table = load_table(files.data, agreement, merchant)
-        quality = json.dumps(table.quality.to_json(), indent=2)
-        durable_files.write(files.state / QUALITY_NAME, quality.encode())
-        programs = Programs.for_tables(agreement, table)
-        trainer = MerchantTrainer(
-            agreement,
-            merchant,
-            table,
-            hash_key=hash_key,
-            state=VariateStore(files.state / "variates"),
-            programs=programs,
-            out=files.state,
-            sums=masked_sums_of(agreement, merchant, files.state),
-        )
-        backend, device = programs.device
-        boundary.audit.started(agreement.fingerprint)
-        with TrainerServer(GuardedTrainer(trainer, boundary), merchant, folder):
-            typer.echo(f"{merchant}: {table.quality.line}")
-            typer.echo(f"{merchant}: {len(table.train)} training rows, {backend} on {device}")
-            for line in boundary.budget_lines():
-                typer.echo(f"{merchant}: {line}")
-            os.write(ready, b"ready\n")
-            os.close(ready)
-            stop.wait()
+    agreement, merchant = boundary.agreed.agreement, boundary.agreed.merchant
+    table = load_table(files.data, agreement, merchant)
+    quality = json.dumps(table.quality.to_json(), indent=2)
+    durable_files.write(files.state / QUALITY_NAME, quality.encode())
+    programs = Programs.for_tables(agreement, table)
+    trainer = MerchantTrainer(
+        agreement,
+        merchant,
+        table,
+        hash_key=hash_key,
+        state=VariateStore(files.state / "variates"),
+        programs=programs,
+        out=files.state,
+        sums=masked_sums_of(agreement, merchant, files.state),
+    )
+    backend, device = programs.device
+    boundary.audit.started(agreement.fingerprint)
+    with TrainerServer(GuardedTrainer(trainer, boundary), merchant, folder):
+        typer.echo(f"{merchant}: {table.quality.line}")
+        typer.echo(f"{merchant}: {len(table.train)} training rows, {backend} on {device}")
+        for line in boundary.budget_lines():
+            typer.echo(f"{merchant}: {line}")
+        os.write(ready, b"ready\n")
+        os.close(ready)
+        stop.wait()
 
 
 def main(

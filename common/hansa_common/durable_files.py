@@ -95,14 +95,24 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    refusal = f"the state folder {folder} is in use by another process; stop that one, or give another --state"
+    with alone(folder / LOCK_NAME, refusal):
+        yield
+
+
+@contextmanager
+def alone(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock's file for this process alone, as `exclusive` holds a folder's.
+
+    Raises:
+        UsageError: another process holds it; says what `refusal` says.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
-                f"the state folder {folder} is in use by another process; stop that one, or give another --state"
-            ) from None
+            raise UsageError(refusal) from None
         yield
     finally:
         os.close(descriptor)

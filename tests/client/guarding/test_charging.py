@@ -15,6 +15,7 @@ from hansa_client.guarded_trainer import Boundary, GuardedTrainer
 from hansa_client.ledger import Ledger, LedgerFiles
 from hansa_client.ledger_entries import entries
 from hansa_client.ledger_head import LedgerHead
+from hansa_client.ledger_payers import payer_of
 from hansa_client.merchant_policy import MerchantPolicy
 from hansa_client.order_log import OrderLog
 from hansa_client.policy import Policy
@@ -161,6 +162,26 @@ def test_second_release_is_charged_where_the_record_of_orders_was_lost(clerk, st
     assert isinstance(decode(started().answer(asked(1))), RoundReply)
     assert clerk.num_worked == 2
     assert lines(files) == charged_and_answered(asked(1), asked(1))
+
+
+def test_two_state_folders_that_work_on_one_order_at_once_pay_for_two_answers(clerk, started, asked, files, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    one, two = (
+        started(log=OrderLog(folder / "orders"), ledger=Ledger(files, payer=payer_of(folder))) for folder in folders
+    )
+    replies = []
+
+    def meanwhile():
+        clerk.first = lambda: None
+        replies.append(two.answer(asked(1)))
+
+    clerk.first = meanwhile
+    replies.append(one.answer(asked(1)))
+    assert all(isinstance(decode(reply), RoundReply) for reply in replies)
+    assert clerk.num_worked == 2
+    assert [what for what, _ in lines(files)] == ["charged", "charged", "answered", "answered"]
 
 
 def test_refused_work_is_paid_for_and_stays_refused(clerk, started, asked, files):

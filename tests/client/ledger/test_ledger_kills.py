@@ -13,6 +13,7 @@ from hansa_client.ledger import Ledger, LedgerFiles
 from hansa_client.ledger_account import Tally, epsilon_of
 from hansa_client.ledger_entries import entries
 from hansa_client.ledger_head import LedgerHead
+from hansa_client.ledger_payers import payer_of
 
 # For each n in turn: a process that charges, works on and answers orders, and is killed at its n-th step on the disk; a
 # write is then half done. What it worked on, and what left, is told as it goes.
@@ -21,6 +22,7 @@ import importlib.util, itertools, os, signal, sys
 from pathlib import Path
 from hansa_client.ledger import Ledger, LedgerFiles
 from hansa_client.ledger_head import LedgerHead
+from hansa_client.ledger_payers import payer_of
 
 spec = importlib.util.spec_from_file_location("conftest_of_ledger", sys.argv[2])
 shared = importlib.util.module_from_spec(spec)
@@ -45,8 +47,10 @@ def die_at(step):
 
 def live(place, step, num_orders):
     told = os.open(place / "told", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    (place / "state").mkdir(mode=0o700)
     die_at(step)
-    ledger = Ledger(LedgerFiles(place / "state" / "ledger", LedgerHead(place / "elsewhere" / "head")))
+    files = LedgerFiles(place / "state" / "ledger", LedgerHead(place / "elsewhere" / "head"))
+    ledger = Ledger(files, payer=payer_of(place / "state"))
     for number in range(1, num_orders + 1):
         asked = shared.charge_of(number)
         ledger.charge(asked)
@@ -77,7 +81,7 @@ def test_killed_at_any_write_it_has_charged_what_it_worked_on_once(tmp_path, cha
         files = LedgerFiles(place / "state" / "ledger", LedgerHead(place / "elsewhere" / "head"))
         told = [line.split() for line in (place / "told").read_text().splitlines()]
         worked, left = ([order for what, order in told if what == asked] for asked in ("worked", "left"))
-        ledger = Ledger(files)
+        ledger = Ledger(files, payer=payer_of(place / "state"))
         known = (
             Counter((entry.what, entry.order) for entry in entries(files.path)) if files.path.exists() else Counter()
         )
