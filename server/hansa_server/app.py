@@ -77,4 +77,5 @@ def _run(grid: Grid, folder: Path, agreement: Agreement, begun: RunState, progre
 
     seals = seals_for(agreement, run_folder.signing_key_file(folder))
     result = run_federation(grid, agreement, begun, on_event=on_event, keep=keep, seals=seals)
-    run_folder.finish(folder, result.to_json(), result.spec, result.weights, result.preprocessing, result.small)
+    metrics = result.to_json() | {"ledgers_went_back": ledgers.went_back(entry.name for entry in result.merchants)}
+    run_folder.finish(folder, metrics, result.spec, result.weights, result.preprocessing, result.small)

@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -51,10 +52,13 @@ _WAIT_GROWTH: Final = 1.5
 
 @dataclass(frozen=True)
 class Clock:
-    """Where time comes from: seconds on a clock that never goes back, and a way to let some pass."""
+    """Where time comes from: seconds on a clock that never goes back, a way to let some pass, and the date, which this
+    machine's other processes see too.
+    """
 
     now: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
+    date: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Addressed:
 @dataclass(frozen=True)
 class Sent:
     """What is remembered of an order that went out: its hash, and what names its bytes for a merchant who refuses
-    without opening them; `message_id` is None where it could not go.
+    without opening them; `message_id` is None where it could not go, `sent_at` when it had not gone yet.
     """
 
     node_id: int
@@ -77,6 +81,7 @@ class Sent:
     unopened_hash: str
     num_bytes: int
     message_id: str | None
+    sent_at: datetime
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class Exchange:
     def send(self, addressed: Addressed, ttl: float) -> Sent:
         """Send one order; Flower forgets it, undelivered, after ttl seconds."""
         encoded = encode(addressed.order)
-        sealed = self.seals.close_order(encoded)
+        sealed, sent_at = self.seals.close_order(encoded), self.clock.date()
         message_id = None if addressed.node_id == AWAY else self._pushed(sealed, addressed.node_id, ttl)
         return Sent(
             addressed.node_id,
@@ -167,6 +172,7 @@ class Exchange:
             unopened_hash(sealed),
             len(sealed),
             message_id,
+            sent_at,
         )
 
     def _pushed(self, sealed: bytes, node_id: int, ttl: float) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime
 
 from hansa_common.ledger_state import LedgerState
 from hansa_server.run_events import Event
@@ -11,10 +12,11 @@ from hansa_server.run_events import Event
 
 @dataclass(frozen=True)
 class LedgerTold(Event):
-    """A merchant said how far its ledger is: the text of a LedgerState."""
+    """A merchant said how far its ledger is, the text of a LedgerState, in its answer to an order of this moment."""
 
     merchant: str
     ledger: str
+    asked_at: datetime
 
     @property
     def level(self) -> int:

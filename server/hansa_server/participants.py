@@ -89,7 +89,7 @@ class Run:
     def tell_ledger(self, merchant: str, answer: Answer) -> None:
         """Hand on what an answer says of its merchant's privacy ledger, if anything."""
         if answer.ledger:
-            self.tell(LedgerTold(merchant, answer.ledger))
+            self.tell(LedgerTold(merchant, answer.ledger, answer.sent.sent_at))
 
     def header(self, recipient: str) -> dict[str, Any]:
         """The fields that every order of the current exchange has."""

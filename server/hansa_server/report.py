@@ -54,6 +54,7 @@ def render_report(run: Run) -> str:
         like_for_like=bool(sections.averages(run, "pr_auc")),
         base_rate="" if (base_rate := sections.base_rate(run)) is None else words.area(base_rate),
         notice=sections.notice(run),
+        ledgers=sections.ledgers_notice(run),
         facts=_facts(run),
         gain_figures=_gain_figures(run),
         merchant_table=tables.merchant_table(run),

@@ -227,6 +227,27 @@ def notice(run: Run) -> Notice:
     return Notice("warn", title, (advice, *lines), tuple(worse.items()))
 
 
+def ledgers_notice(run: Run) -> Notice | None:
+    """Whose privacy ledger went back, in this run or before it; None where nobody's did."""
+    known = part(run, "ledgers_went_back")
+    if not known:
+        return None
+    told = {name: _how_it_went_back(part(known, name)) for name in sorted(known, key=natural_key)}
+    ledgers = "ledger" if len(told) == 1 else "ledgers"
+    title = f"The privacy {ledgers} of {words.plural(len(told), 'merchant')} went back"
+    meaning = (
+        "An older copy is in use: what the newer one had charged can be spent again, so the promise to each person may "
+        "not hold for these merchants' rows. Ask them, and say what came of it."
+    )
+    return Notice("warn", title, (meaning,), tuple(told.items()))
+
+
+def _how_it_went_back(told: Mapping[str, Any]) -> str:
+    start, end = number(told, "from_line"), number(told, "to_line")
+    lines = "" if start is None or end is None else f" from line {start:.0f} to line {end:.0f}"
+    return f"noticed at {told.get('at') or words.DASH}{lines}"
+
+
 def _how_many_gain(known: list[Gain]) -> str:
     ahead = sum(gain.low > 0.0 for gain in known)
     compared = words.plural(len(known), "merchant")

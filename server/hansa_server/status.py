@@ -46,7 +46,7 @@ class RunStatus:
 class MerchantStatus:
     """A merchant now. `has_approved` is of the last agreement that it was asked about, None where it was not asked;
     `in_two_places`, when its certificate was last in use in two places, and `ledger_went_back`, when its privacy ledger
-    last was behind what it had been: None where that never was.
+    last was behind what it had been: None where that never was. `ledger_lines` says from which line to which it went.
     """
 
     name: str
@@ -57,6 +57,7 @@ class MerchantStatus:
     rounds_served: int
     in_two_places: datetime | None = None
     ledger_went_back: datetime | None = None
+    ledger_lines: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class _Known:
         return RunStatus(run.run_id, run.folder, self._state(run), len(_rounds(run.folder)))
 
     def _merchant(self, name: str) -> MerchantStatus:
+        ledger = self._ledgers.get(name)
         nodes = [node for node in self._nodes if self._owners.get(node.node_id) == name]
         last_heard = next((told[name] for told in reversed(self._heard) if name in told), None)
         return MerchantStatus(
@@ -129,7 +131,8 @@ class _Known:
             has_approved=None if last_heard is None else last_heard.has_approved,
             rounds_served=self._served[name],
             in_two_places=self._in_two_places.get(name),
-            ledger_went_back=None if (known := self._ledgers.get(name)) is None else known.went_back_at,
+            ledger_went_back=None if ledger is None else ledger.went_back_at,
+            ledger_lines=None if ledger is None else ledger.lines_went_back,
         )
 
     def _whose_nodes(self) -> dict[int, str]:
@@ -206,6 +209,7 @@ def _merchant_json(merchant: MerchantStatus) -> dict[str, Any]:
         "rounds_served": merchant.rounds_served,
         "in_two_places": _time_json(merchant.in_two_places),
         "ledger_went_back": _time_json(merchant.ledger_went_back),
+        "ledger_lines": merchant.ledger_lines,
     }
 
 

@@ -49,7 +49,8 @@ def show(found: Status, console: Console, now: datetime) -> None:
         if merchant.ledger_went_back is not None:
             when = ago((now - merchant.ledger_went_back).total_seconds())
             lines.append(
-                f"WARNING: the privacy ledger of {merchant.name} went back ({when}); was an older copy of it put back?"
+                f"WARNING: the privacy ledger of {merchant.name} went back{_lines(merchant)} ({when}); was an older "
+                "copy of it put back? What that does not know of can be spent again"
             )
     for line in lines:
         console.print(Text(line), soft_wrap=True)
@@ -58,6 +59,11 @@ def show(found: Status, console: Console, now: datetime) -> None:
         for merchant in found.merchants:
             table.add_row(*map(Text, _cells(merchant, now)))
         console.print(table)
+
+
+def _lines(merchant: MerchantStatus) -> str:
+    lines = merchant.ledger_lines
+    return "" if lines is None else f" from line {lines[0]} to line {lines[1]}"
 
 
 def _where(server: ServerProcess) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -30,8 +31,8 @@ def book(tmp_path):
     return lambda keys=KEYS, now=NOW: LedgerBook(tmp_path, keys, lambda: now)
 
 
-def told(book: LedgerBook, state: LedgerState, merchant: str = "alder") -> list:
-    return list(book.note(LedgerTold(merchant, str(state))))
+def told(book: LedgerBook, state: LedgerState, merchant: str = "alder", asked_at: datetime = NOW) -> list:
+    return list(book.note(LedgerTold(merchant, str(state), asked_at)))
 
 
 def test_ledger_that_grows_is_no_news(book):
@@ -66,6 +67,37 @@ def test_ledger_that_went_back_or_was_replaced_is_told_once_and_noted(book, tmp_
     assert read_book(tmp_path)["alder"].went_back_at == NOW
 
 
+def test_answer_that_was_asked_for_before_the_later_state_was_heard_is_no_alarm_and_hides_none(book, tmp_path):
+    # Two runs at once: what the merchant answered first is read last.
+    before, after = NOW - timedelta(seconds=30), NOW + timedelta(seconds=30)
+    one_run, other_run = book(), book()
+    told(one_run, at(8))
+    assert told(other_run, at(6), asked_at=before) == []
+    assert read_book(tmp_path)["alder"].state == at(8)
+    # Its next order is asked for afterwards, and tells.
+    assert told(other_run, at(6), asked_at=after) == [LedgerWentBack("alder", at(8), at(6))]
+
+
+def test_alarm_is_told_at_the_end_of_every_run_that_the_merchant_is_in(book):
+    told(book(), at(8))
+    told(book(), at(8), "birch")
+    told(book(), at(5))
+    # Another run at the same time, and one of later.
+    noted = {"alder": {"at": "2026-03-01T12:00:00+00:00", "from_line": 8, "to_line": 5}}
+    for later in (book(), book(now=NOW + timedelta(days=9))):
+        assert later.went_back(["alder", "birch", "cedar"]) == noted
+        assert later.went_back(["birch"]) == {}
+    assert book({**KEYS, "alder": "c" * 64}).went_back(KEYS) == {}
+
+
+def test_book_of_an_earlier_version_is_read_and_its_alarm_kept(book, tmp_path):
+    known = {"ledger": str(at(5)), "key": "a" * 64, "went_back": "2026-02-01T00:00:00+00:00"}
+    (tmp_path / "ledgers.json").write_text(json.dumps({"alder": known}))
+    unknown = {"at": "2026-02-01T00:00:00+00:00", "from_line": None, "to_line": None}
+    assert book().went_back(["alder"]) == {"alder": unknown}
+    assert len(told(book(), at(4))) == 1
+
+
 def test_merchant_with_another_key_is_another_and_begins_anew(book):
     told(book(), at(8))
     assert told(book({**KEYS, "alder": "c" * 64}), at(0)) == []
@@ -81,9 +113,9 @@ def test_book_is_in_the_state_folder_under_trust_and_else_in_the_runs(tmp_path, 
         run_folder.name_signing_key(tmp_path / name, tmp_path / "signing.key")
     told(LedgerBook.of_run(tmp_path / "one", trusting), at(8))
     assert read_book(tmp_path)["alder"].key == keys["alder"]
-    assert len(told(LedgerBook.of_run(tmp_path / "two", trusting), at(5))) == 1
+    assert len(told(LedgerBook.of_run(tmp_path / "two", trusting), at(5), asked_at=datetime.now(UTC))) == 1
     told(LedgerBook.of_run(tmp_path / "one", plain), at(8))
-    assert told(LedgerBook.of_run(tmp_path / "two", plain), at(5)) == []
+    assert told(LedgerBook.of_run(tmp_path / "two", plain), at(5), asked_at=datetime.now(UTC)) == []
     assert read_book(tmp_path / "one")["alder"].key == ""
 
 

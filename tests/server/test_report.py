@@ -75,6 +75,20 @@ def test_merchant_worse_off_beyond_its_interval_is_named_and_only_that_one(run, 
     assert not any(name in notice for name in run["merchants"] if name != HARMED)
 
 
+def test_privacy_ledger_that_went_back_is_told_before_anything_else(run, page):
+    assert "privacy ledger" not in text_of(page)
+    went_back = {"at": "2026-03-01T12:00:00+00:00", "from_line": 8, "to_line": 5}
+    older = {"at": "2026-02-01T00:00:00+00:00", "from_line": None, "to_line": None}
+    warned = render_report({**run, "ledgers_went_back": {"Zoe's <b>": went_back, HARMED: older}})
+    notice = notice_of(warned)
+    assert "The privacy ledgers of 2 merchants went back" in notice
+    assert "Zoe's <b> : noticed at 2026-03-01T12:00:00+00:00 from line 8 to line 5" in notice
+    assert f"{HARMED} : noticed at 2026-02-01T00:00:00+00:00 " in notice
+    assert "can be spent again" in notice
+    assert warned.index("<aside") < warned.index('<dl class="tiles">')
+    assert "1 merchant went back" not in notice
+
+
 def test_merchant_worse_off_is_named_before_any_figure_is_shown_large(page):
     assert page.index("<aside") < page.index('<dl class="tiles">')
 

@@ -192,7 +192,7 @@ def test_command_prints_json_and_a_table(serving, hansa):
     alder = told["merchants"]["alder"]
     assert datetime.fromisoformat(alder.pop("last_seen")) <= datetime.now(UTC)
     known = {"connected": True, "version": "0.1.0", "agreement_approved": True, "rounds_served": 1}
-    assert alder == {**known, "in_two_places": None, "ledger_went_back": None}
+    assert alder == {**known, "in_two_places": None, "ledger_went_back": None, "ledger_lines": None}
     assert told["server"]["address"] == "127.0.0.1:8000"
     assert told["runs"] == [{"folder": str(run.folder), "state": "running", "rounds_done": 1}]
 
@@ -227,9 +227,11 @@ def test_certificate_in_two_places_is_told_to_whoever_asks(serving, hansa):
 def test_privacy_ledger_that_went_back_is_told_to_whoever_asks(serving, hansa, where):
     folder = {"run": serving.run("run").folder, "state": serving.state}[where]
     known = {"ledger": "4:" + "a" * 64, "key": "", "went_back": "2026-01-02T03:04:05+00:00"}
+    known |= {"went_back_from": "9:" + "b" * 64, "went_back_to": "4:" + "a" * 64}
     durable_files.write(folder / "ledgers.json", json.dumps({"alder": known}).encode())
     assert (
         "WARNING: the privacy ledger of alder went back" in hansa("server", "status", "--state", serving.state).stdout
     )
     told = json.loads(hansa("server", "status", "--state", serving.state, "--json").stdout)
     assert told["merchants"]["alder"]["ledger_went_back"] == "2026-01-02T03:04:05+00:00"
+    assert told["merchants"]["alder"]["ledger_lines"] == [9, 4]

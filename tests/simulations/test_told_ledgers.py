@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count, repeat
 
 import pytest
 
@@ -16,14 +16,17 @@ from hansa_client.ledger_head import LedgerHead
 from hansa_client.policy import Policy
 from hansa_client.seals import Sealed as MerchantSeals
 from hansa_common.keys import public_key_of
+from hansa_common.ledger_state import LedgerState
 from hansa_common.privacy import Gaussian
 from hansa_common.trust import Trust
+from hansa_server import run_folder
+from hansa_server.app import app as server_app
 from hansa_server.federation import run_federation
 from hansa_server.ledger_book import LedgerBook
 from hansa_server.ledger_events import LedgerWentBack
 from hansa_server.run_state import RunState
 from hansa_server.seals import Sealed
-from hansa_simulations.grid import server_identity
+from hansa_simulations.grid import run_server_app, server_identity
 
 SIGNING = bytes(range(32))
 
@@ -96,6 +99,38 @@ def test_run_ends_in_the_same_bytes_whatever_ledgers_say(federation):
     # SCAFFOLD's variates count where the order names the reply: by a hash that does not hang on the ledger.
     assert stamped == unstamped
     assert warnings == []
+
+
+class Rewound(Ledger):
+    """A ledger that is put back to an older copy after its fifth answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers = chain([3] * 5, repeat(2))
+
+    @property
+    def state(self) -> LedgerState:
+        number = next(self._numbers)
+        return LedgerState(number, f"{number:064x}")
+
+
+def test_ledger_that_went_back_in_a_run_is_in_its_figures_and_on_top_of_its_report(shops, tiny_programs, tmp_path):
+    scenario = shops.scenario(training={"algorithm": "fedavg", "rounds": 3, "plan": shops.plan})
+    agreement, (first, *others) = scenario.agreement, scenario.agreement.roster
+    programs = tiny_programs.sharing(agreement)
+    trainers = {
+        name: GuardedTrainer(worker, Boundary(Policy(agreement, name), ledger=Rewound() if name == first else Ledger()))
+        for name, worker in shops.workers(scenario, programs).items()
+    }
+    run_folder.create(tmp_path / "run", agreement)
+    run_server_app(server_app, shops.recording_grid(trainers), {"run-folder": str(tmp_path / "run")})
+    told = run_folder.read_outcome(tmp_path / "run")["ledgers_went_back"]
+    assert list(told) == [first]
+    assert others
+    assert (told[first]["from_line"], told[first]["to_line"]) == (3, 2)
+    report = (tmp_path / "run" / run_folder.REPORT).read_text()
+    assert "The privacy ledger of 1 merchant went back" in report
+    assert f"<strong>{first}</strong>: noticed at {told[first]['at']} from line 3 to line 2" in report
 
 
 def test_machine_that_was_put_back_is_noticed_by_its_coordinator_alone(federation, tmp_path):
