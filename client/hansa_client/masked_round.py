@@ -6,8 +6,10 @@ open       who is in the sum in, shares out       everybody's keys in, sealed sh
 
 A run begins with two exchanges that mask nothing (`begin`, then `opened` for a sum of nobody), and so does a merchant's
 part that was broken off: keys and shares are in memory alone, and `begin` forgets what there was. From then on a sum
-takes two exchanges.
+takes two exchanges. The next sum may be of another group: each has its own session.
 
+- A sum that is not to be known is left by `opened` for nobody: its shares are forgotten, and nothing of it is opened
+  any more. So whoever is asked for less opens less: to leave a sum tells what a merchant that dropped out would tell.
 - A refused exchange leaves everything as it was; what was answered is not answered again. Who holds a state keeps the
   latest alone, and the history of keys for as long as the run can come back.
 
@@ -71,17 +73,16 @@ class MaskedRounds:
         return after, b"" if following is None else following.advertisement.to_bytes()
 
     def opened(self, in_sum: Collection[int], next_keys: bytes) -> tuple[MaskedRounds, bytes, bytes]:
-        """Open shares for the sum that is under way, if one is, and share for the next, if there are keys for it; the
-        opened shares and the sealed ones. Keys that were drawn for a next sum that is not to be are forgotten.
+        """Open shares for the sum that is under way, or with nobody `in_sum` leave it for good, and share for the next,
+        if there are keys for it; the opened shares and the sealed ones. Keys that were drawn for a next sum that is not
+        to be are forgotten.
 
         Raises:
             HansaError: as secure_round.unmask and share, or there is no sum to open for, or keys for none.
         """
-        if (self.current is None) != (len(in_sum) == 0):
-            raise PolicyError(f"{self.merchant!r} is asked to open a sum of {len(in_sum)}, which is not under way")
         if self.following is None and next_keys:
             raise PolicyError(f"{self.merchant!r} is asked to share for a masked sum for which it drew no keys")
-        current, openings = (None, b"") if self.current is None else self._unmasked(self.current, in_sum)
+        current, openings = self._unmasked(in_sum) if in_sum else (None, b"")
         if self.following is None or not next_keys:
             return replace(self, current=current, following=None), openings, b""
         keys = keys_from_bytes(next_keys, len(self.following.session.cohort))
@@ -89,8 +90,10 @@ class MaskedRounds:
         after = replace(self, current=shared, following=None, history=shared.history)
         return after, openings, shared.offer.to_bytes()
 
-    def _unmasked(self, current: MerchantState, in_sum: Collection[int]) -> tuple[MerchantState, bytes]:
-        after, rows = unmask(current, in_sum)
+    def _unmasked(self, in_sum: Collection[int]) -> tuple[MerchantState, bytes]:
+        if self.current is None:
+            raise PolicyError(f"{self.merchant!r} is asked to open a sum of {len(in_sum)}, and none is under way")
+        after, rows = unmask(self.current, in_sum)
         return after, rows_to_bytes(rows)
 
     def _advertised(self, session: Session) -> Advertised:

@@ -1,4 +1,5 @@
-"""A merchant's answers to orders about masked sums: its rows leave as one vector of a sum of the whole roster, or not.
+"""A merchant's answers to orders about masked sums: its rows leave as one vector of a sum of the whole roster, or of
+its group, or not.
 
 - A session's cohort, thresholds and keys come from the agreement: an order names a sum by its number and nothing else.
 - A vector is masked for the order that asked for it: merchants who were given different orders have masks that do not
@@ -101,7 +102,7 @@ class MaskedSums:
 
     def answer(self, order: KeysOrder | UnmaskOrder, order_hash: str) -> KeysReply | UnmaskReply:
         """What belongs to a sum beside its vectors: fresh keys, whatever was under way; or opened shares for the sum
-        under way, and sealed ones for the next.
+        under way, which may be left unopened, and sealed ones for the next.
 
         Raises:
             HansaError: as MaskedRounds.begin and opened, or the order names other sums than these.
@@ -116,11 +117,13 @@ class MaskedSums:
         rounds = self._of_run(order)
         under_way = 0 if rounds.current is None else rounds.current.session.round
         drawn_for = 0 if rounds.following is None else rounds.following.session.round
-        is_asked_for = order.sum == under_way and order.next_sum in {0, drawn_for}
-        if not is_asked_for or (order.next_sum == 0) != (len(order.keys) == 0):
+        is_asked_for = order.sum in {0, under_way} and order.next_sum in {0, drawn_for}
+        is_whole = (order.sum == 0) == (len(order.in_sum) == 0) and (order.next_sum == 0) == (len(order.keys) == 0)
+        if not (is_asked_for and is_whole):
             raise PolicyError(
-                f"the order is to open the masked sum {order.sum} and to share for {order.next_sum} among "
-                f"{len(order.keys)} bytes of keys; under way is {under_way}, keys are drawn for {drawn_for}"
+                f"the order is to open the masked sum {order.sum} of {len(order.in_sum)} and to share for "
+                f"{order.next_sum} among {len(order.keys)} bytes of keys; under way is {under_way}, keys are drawn for "
+                f"{drawn_for}"
             )
         after, openings, shares = rounds.opened(order.in_sum, order.keys.tobytes())
         if after.history != rounds.history:

@@ -6,8 +6,9 @@
 | a masked order | in a round, statistics or an evaluation: `masking`, and the others' sealed shares in `shares` |
 | `unmask`       | who is in the sum, and everybody's keys for the next; the answer: opened and sealed shares   |
 
-A masked sum is known by its number, which no other sum of its run has; who may be in it is the agreement's roster. The
-tables of keys and shares are arrays of secure_keys.py and secure_shares.py. What is refused is secure_round.py's.
+A masked sum is known by its number, which no other sum of its run has; who may be in it follows from the agreement
+(secure_groups.py), and the next one may be of another group. The tables of keys and shares are arrays of secure_keys.py
+and secure_shares.py. What is refused is secure_round.py's.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class KeysOrder(Order):
 
 
 class UnmaskOrder(Order):
-    """Asks a merchant to open shares for the masked sum `sum` (0: for none), which holds the vectors of those at the
-    places `in_sum`, and to share its secrets for `next_sum` (0: for none) among those whose keys these are.
+    """Asks a merchant to open shares for the masked sum `sum`, which holds the vectors of those at the places `in_sum`
+    (0, nobody: to leave what is under way, for good), and to share its secrets for `next_sum` (0: for none) among those
+    whose keys these are.
 
     What the sum tells of rows was asked for by the order that it is of.
     """

@@ -96,12 +96,15 @@ _State = TypeVar("_State", Advertised, Shared, Masked)
 
 
 def common_order_hash(order: Order) -> bytes:
-    """SHA-256 of what an order says to everyone alike: all of it but whom it is addressed to, the shares for that one,
-    and which of its replies counted.
+    """SHA-256 of what an order says to everyone in a sum alike: all of it but whom it is addressed to, the shares for
+    that one, for which sum it draws its next keys, and which of its replies counted.
     """
     own: dict[str, object] = {"recipient": EVERYONE}
     if isinstance(order, MaskableOrder):
         own["shares"] = np.zeros(0, np.uint8)
+        if order.masking is not None:
+            # Who is in one group now may be in different ones next.
+            own["masking"] = order.masking.model_copy(update={"next_sum": 0})
     if isinstance(order, RoundOrder):
         own["included"] = ""
     return hashlib.sha256(encode(order.model_copy(update=own))).digest()

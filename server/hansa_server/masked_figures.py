@@ -18,7 +18,7 @@ from hansa_common.secure_layouts import evaluation_layout, statistics_layout
 from hansa_common.secure_messages import MaskableOrder
 from hansa_common.statistics import NUM_ROW_COUNTS, Statistics, check_statistics
 from hansa_common.vectors import Vector
-from hansa_server.masked_sums import SumAbandoned, masked_sum
+from hansa_server.masked_sums import SumAbandoned, masked_sums
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import Split
 
@@ -41,7 +41,7 @@ def masked_statistics(run: Run, merchants: tuple[Merchant, ...]) -> MaskedStatis
     def order(_: Merchant, header: dict[str, Any]) -> MaskableOrder:
         return StatisticsOrder(**header)
 
-    summed = masked_sum(run, merchants, "statistics", order, layout.num_elements)
+    summed = masked_sums(run, merchants, "statistics", order, layout.num_elements).of_roster
     if summed.total is None:
         return None
     try:
@@ -99,13 +99,14 @@ def masked_metrics(
     def order(_: Merchant, header: dict[str, Any]) -> MaskableOrder:
         return EvaluateOrder(**header, split=split, preprocessing=preprocessing, weights=weights, stage=stage)
 
+    what = f"{split} evaluation"
     # The finished model's test is a run's last question.
-    summed = masked_sum(run, merchants, f"{split} evaluation", order, layout.num_elements, is_last=split == "test")
+    summed = masked_sums(run, merchants, what, order, layout.num_elements, is_last=split == "test").of_roster
     if summed.total is None:
         return None
     try:
         histogram = decoded_histogram(run.agreement, summed.total, len(summed.in_sum))
     except ValueError as error:
-        run.tell(SumAbandoned(f"{split} evaluation", IMPLAUSIBLE, str(error)))
+        run.tell(SumAbandoned(what, IMPLAUSIBLE, str(error)))
         return None
     return metrics_from_histogram(histogram)

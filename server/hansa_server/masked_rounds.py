@@ -1,4 +1,4 @@
-"""A round in which every vector is masked: two exchanges, one sum, one step; and a run's way back to its sums.
+"""A round in which every vector is masked: one sum, one step; and a run's way back to its sums.
 
 - The step is made of the mean update of those in the sum. With `scaffold` the variates follow from that one mean, since
   everyone takes the same local steps (algorithms.py).
@@ -18,19 +18,21 @@ import numpy as np
 
 from hansa_common.messages import RoundOrder
 from hansa_common.metrics import Metrics, check_histogram, metrics_from_histogram
-from hansa_common.round_vector import RoundSum
+from hansa_common.round_vector import RoundSum, RoundVector
+from hansa_common.secure_groups import num_groups_of
 from hansa_common.secure_layouts import round_layout
 from hansa_common.secure_messages import MaskableOrder
 from hansa_server.aggregation import Doubles
 from hansa_server.algorithms import NONE, control_step_from_mean, step
+from hansa_server.masked_exchanges import OrderOf
 from hansa_server.masked_figures import IMPLAUSIBLE
-from hansa_server.masked_sums import OrderOf, SumAbandoned, Summed, masked_sum
+from hansa_server.masked_sums import SumAbandoned, Summed, masked_sums
 from hansa_server.participants import Merchant, Run
 from hansa_server.rounds import PlanState, Round
 from hansa_server.run_events import ReplyReceived, RoundFinished, RoundStarted
 from hansa_server.run_state import RunState
 
-# More exchanges, and more sums, than come between two states that are kept.
+# More exchanges, and more sums of each group, than come between two states that are kept.
 RESUMED_GAP: Final = 64
 INTERRUPTED: Final = "interrupted"
 # A mean is no longer than the longest, but for rounding.
@@ -42,7 +44,12 @@ def run_masked_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) ->
     began = run.exchange.clock.now()
     names = tuple(merchant.name for merchant in merchants)
     run.tell(RoundStarted(asked.number, asked.plan_index, names, asked.stage))
-    learned = _learned(run, merchants, asked)
+    layout = round_layout(run.agreement, asked.state.server.weights.size)
+    sums = masked_sums(
+        run, merchants, f"round {asked.number}", masked_order(run, asked), layout.num_elements,
+        on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
+    )  # fmt: skip
+    learned = _learned(run, asked, layout, sums.of_roster)
     summed, found = learned.summed, learned.found
     finished = RoundFinished(
         round=asked.number,
@@ -53,8 +60,8 @@ def run_masked_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) ->
         aggregated=found is not None,
         validation=learned.validation,
         train_loss=found.mean_loss if found is not None and math.isfinite(found.mean_loss) else None,
-        bytes_received=summed.bytes_received,
-        bytes_sent=summed.bytes_sent,
+        bytes_received=sums.bytes_received,
+        bytes_sent=sums.bytes_sent,
         stage=asked.stage,
         abandoned=summed.abandoned,
     )
@@ -74,21 +81,16 @@ class _Learned:
     validation: Metrics | None = None
 
 
-def _learned(run: Run, merchants: tuple[Merchant, ...], asked: Round) -> _Learned:
-    agreement, what = run.agreement, f"round {asked.number}"
-    layout = round_layout(agreement, asked.state.server.weights.size)
-    summed = masked_sum(
-        run, merchants, what, masked_order(run, asked), layout.num_elements,
-        on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
-    )  # fmt: skip
+def _learned(run: Run, asked: Round, layout: RoundVector, summed: Summed) -> _Learned:
     if summed.total is None:
         return _Learned(summed)
+    cohort = run.agreement.cohort
     try:
         found = layout.decode(summed.total)
-        check_histogram(found.counts, agreement.cohort.max_examples * len(merchants))
-        check_mean(found.mean_update, agreement.cohort.max_update_norm)
+        check_histogram(found.counts, cohort.max_examples * len(run.agreement.roster))
+        check_mean(found.mean_update, cohort.max_update_norm)
     except ValueError as error:
-        run.tell(SumAbandoned(what, IMPLAUSIBLE, str(error)))
+        run.tell(SumAbandoned(f"round {asked.number}", IMPLAUSIBLE, str(error)))
         return _Learned(replace(summed, total=None, in_sum={}, abandoned=IMPLAUSIBLE))
     return _Learned(summed, found, metrics_from_histogram(found.counts))
 
@@ -145,7 +147,7 @@ def resumed(run: Run, begun: RunState) -> RunState:
     and no round. So the round that may have been under way is over, without a step.
     """
     run.numbers.last += RESUMED_GAP
-    run.sums.last += RESUMED_GAP
+    run.sums.last += RESUMED_GAP * num_groups_of(run.agreement)
     for course in begun.courses:
         # Some merchants may have been asked for their scores in what was under way.
         run.sums.is_first_asked_to_score(course.state.server.weights)

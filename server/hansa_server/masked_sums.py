@@ -1,53 +1,38 @@
-"""One masked sum over a run's merchants: two exchanges, beside those of the next sum; two more where it is to begin.
+"""Masked sums over a run's merchants, of the whole roster or of all groups at once: two exchanges, beside those of the
+next sums; two more where they are to begin.
 
 begin    everybody's keys are asked for, then shares among those who have some
-mask     the order itself, with the others' shares: a masked vector, and keys for the next sum; who is not in this sum
-         (it came back, or dropped out of the last) is asked for keys alone
-open     who is in the sum, with everybody's new keys: opened shares, and sealed ones for the next sum
+mask     masked vectors, and keys for the next sums: of other groups, where there are groups
+open     opened shares, and sealed ones for the next sums
 
-- The sum is of the vectors of `in_sum`, exactly; or there is none, with a reason, and whatever depends on it stays.
-- Vectors are added as they come, so one is in memory; what comes late is not looked at.
-- Nothing is asked for, and nothing known, that is one merchant's alone. The protocol's own rules are unmasking.py's.
+- A group's sum is of the vectors of `in_sum`, exactly; or there is none, with a reason, and whatever depends on it
+  stays. The other groups do not wait for it. The whole roster is one group.
+- A sum that ends early keeps nobody from the next: its merchants leave it, and share for the next all the same.
+- A group with too few keys or shares for the next sum has none: its merchants send keys beside the others' vectors,
+  and are in the one after that. Where fewer groups are left than the agreed rule needs, all begin anew.
+- Vectors are added as they come, so one is in memory for each group; what comes late is not looked at.
 
-reason of who is left out   beside those of exchange.py and unmasking.py
-joining                     had no part in this sum, and has sent keys for the next
-wrong-kind                  its answer is of another kind than was asked for
+The protocol's own rules are unmasking.py's, what is asked of whom masked_exchanges.py's. Which rule makes something of
+several groups' sums is robust_masked.py's.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hansa_common.errors import ReplyError, RoundAbandonedError
+from hansa_common.errors import RoundAbandonedError
 from hansa_common.masking import Ring
-from hansa_common.record_types import Order, Reply
 from hansa_common.secure_agreement import identities_of
-from hansa_common.secure_groups import session_of
-from hansa_common.secure_keys import Session
-from hansa_common.secure_messages import (
-    KeysOrder,
-    KeysReply,
-    MaskableOrder,
-    MaskedReply,
-    Masking,
-    UnmaskOrder,
-    UnmaskReply,
-)
-from hansa_common.secure_round import common_order_hash
-from hansa_server.masked_exchanges import VECTORS, MaskedExchanges
+from hansa_server.masked_batches import Batch, Sums
+from hansa_server.masked_exchanges import MaskedExchanges, OrderOf
 from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import Event, ReplyDropped
-from hansa_server.unmasking import Closed, Keys, MaskedSum, Offers, gather_keys, gather_offers, unmasked_sum
+from hansa_server.unmasking import Closed, Keys, Offers, gather_keys, gather_offers, unmasked_sum
 
-# A merchant's order, given the header and the fields that mask its answer.
-OrderOf = Callable[[Merchant, dict[str, Any]], MaskableOrder]
-ReplyKind = TypeVar("ReplyKind", bound=Reply)
+# Hears at which step a group's sum has ended, and why.
+Ends = Callable[[int, RoundAbandonedError], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ class SumAbandoned(Event):
 
 @dataclass(frozen=True)
 class Summed:
-    """What came of a masked sum: `total` (num_elements,) in the ring, None where `abandoned` says why there is none.
+    """What came of one group's sum: `total` (num_elements,) in the ring, None where `abandoned` says why there is none.
 
     `in_sum` has the hash of each masked reply in it, by merchant; `dropped` why others are not, by merchant.
     """
@@ -77,12 +62,29 @@ class Summed:
     total: Ring | None
     in_sum: Mapping[str, str]
     dropped: Mapping[str, str]
-    bytes_received: int
-    bytes_sent: int
     abandoned: str = ""
 
 
-def masked_sum(
+@dataclass(frozen=True)
+class AllSummed:
+    """What came of the sums of all groups, and the bytes of the exchanges that they took."""
+
+    of_groups: tuple[Summed, ...]
+    bytes_received: int
+    bytes_sent: int
+
+    @property
+    def of_roster(self) -> Summed:
+        """The one sum, where everyone is in it.
+
+        Raises:
+            ValueError: there are several groups.
+        """
+        (summed,) = self.of_groups
+        return summed
+
+
+def masked_sums(
     run: Run,
     merchants: Sequence[Merchant],
     what: str,
@@ -91,168 +93,129 @@ def masked_sum(
     *,
     is_last: bool = False,
     on_reply: Callable[[str], None] = lambda _: None,
-) -> Summed:
-    """Ask these merchants, in roster order, for the vectors of one sum, of which each has num_elements.
+) -> AllSummed:
+    """Ask these merchants, in roster order, for the vectors of their groups' sums, of which each has num_elements.
 
     `is_last`: no sum follows in this run. `on_reply` hears the name of each merchant that is done with.
     """
-    asking = _Asking(run, what, on_reply, merchants)
-    try:
-        offers = run.sums.take_offers() or asking.begun()
-        closed, order_hash, keys = asking.masked(offers, order, num_elements, is_last=is_last)
-        openings = asking.opened(closed, keys)
-        total, _ = unmasked_sum(closed, order_hash, openings)
-    except RoundAbandonedError as error:
-        run.tell(SumAbandoned(what, error.reason, str(error)))
-        return Summed(None, {}, asking.dropped, asking.bytes_received, asking.bytes_sent, error.reason)
-    in_sum = {name: asking.hashes[name] for name in asking.names_at(closed.in_sum)}
-    dropped = {name: reason for name, reason in asking.dropped.items() if name not in in_sum}
-    return Summed(total, in_sum, dropped, asking.bytes_received, asking.bytes_sent)
+    asking = MaskedExchanges(run, what, merchants, on_reply)
+    return _Making(run, what, asking).made(order, num_elements, is_last=is_last)
 
 
-@dataclass
-class _Asking(MaskedExchanges):
-    """The exchanges of one sum, and what they came to so far."""
+@dataclass(frozen=True)
+class _Making:
+    """One batch of sums, through its exchanges, and the next as far as it travels with them."""
 
-    merchants: Sequence[Merchant]
+    run: Run
+    what: str
+    asking: MaskedExchanges
 
-    def begun(self) -> Offers:
-        """Shares for a sum that no other has led to.
+    def made(self, order: OrderOf, num_elements: int, *, is_last: bool) -> AllSummed:
+        offers = self._offers()
+        # Without a sum there is nothing to ask for, nor anything that the next could travel with.
+        if not offers.parts:
+            return self._told(offers.batch, {}, {}, offers.ended)
+        following = None if is_last else self._next_batch()
+        vectors = self.asking.vectors(offers, order, num_elements, following)
+        closed = vectors.sums.stepped(lambda _, own: own.close(), self._ends)
+        keys = None if following is None else self._keys(following, vectors.advertised, self._ends_after)
+        openings = self._opened(closed, keys)
 
-        Raises:
-            RoundAbandonedError: too few have keys or shares.
-        """
-        session = self._session(self.run.sums.new_number())
-        advertised = self.asked(
-            "keys",
-            self.merchants,
-            lambda merchant: KeysOrder(**self.run.header(merchant.name), sum=session.round),
-            lambda _, reply: of_kind(reply, KeysReply).keys.tobytes(),
-        )
-        keys = self._gathered(session, advertised)
-        return gather_offers(keys, self._shares(keys))
+        def unmasked(group: int, own: Closed) -> Ring:
+            total, _ = unmasked_sum(own, vectors.order_hashes[group], closed.batch.of_group(group, openings))
+            return total
 
-    def masked(
-        self, offers: Offers, order: OrderOf, num_elements: int, *, is_last: bool
-    ) -> tuple[Closed, bytes, Keys | None]:
-        """Ask for the masked vectors, and for keys; the masked sum, the hash of what everyone was asked, and the keys
-        of those who take part in the next, None where there is none.
+        totals = closed.stepped(unmasked, self._ends)
+        return self._told(totals.batch, totals.parts, _in_sum(closed), totals.ended)
 
-        Raises:
-            RoundAbandonedError: too few vectors came.
-        """
-        session, taking_part = offers.session, set(self.names_at(offers.offers))
-        next_number = 0 if is_last else self.run.sums.new_number()
-        adding, order_hashes = MaskedSum(offers, num_elements), list[bytes]()
-
-        def asked_of(merchant: Merchant) -> Order:
-            header = self.run.header(merchant.name)
-            if merchant.name not in taking_part:
-                return KeysOrder(**header, sum=next_number)
-            masking = Masking(sum=session.round, next_sum=next_number)
-            made = order(merchant, {**header, "masking": masking, "shares": octets(offers.inbox(merchant.name))})
-            if not order_hashes:
-                # Once: what is hashed is the whole model, and the same for everyone.
-                order_hashes.append(common_order_hash(made))
-            return made
-
-        def taken(merchant: Merchant, reply: Reply) -> bytes:
-            if merchant.name not in taking_part:
-                self.dropped[merchant.name] = "joining"
-                return of_kind(reply, KeysReply).keys.tobytes()
-            masked = of_kind(reply, MaskedReply)
-            adding.add(merchant.name, masked.vector)
-            return masked.keys.tobytes()
-
-        asked = [merchant for merchant in self.merchants if merchant.name in taking_part or next_number]
-        advertised = self.asked(VECTORS, asked, asked_of, taken)
-        closed = adding.close()
-        keys = self._keys_if_enough(self._session(next_number), advertised) if next_number else None
-        return closed, order_hashes[0], keys
-
-    def opened(self, closed: Closed, keys: Keys | None) -> dict[str, bytes]:
-        """Ask those in the sum for opened shares, by name, and those with keys for shares of the next sum."""
-        in_sum = set(self.names_at(closed.in_sum))
-        following = set() if keys is None else set(self.names_at(keys.advertisements))
-        table = octets(b"" if keys is None else keys.table())
-        openings, shares = dict[str, bytes](), dict[str, bytes]()
-
-        def asked_of(merchant: Merchant) -> UnmaskOrder:
-            is_in_sum, goes_on = merchant.name in in_sum, keys is not None and merchant.name in following
-            return UnmaskOrder(
-                **self.run.header(merchant.name),
-                sum=closed.offers.session.round if is_in_sum else 0,
-                in_sum=closed.in_sum if is_in_sum else (),
-                next_sum=keys.session.round if keys is not None and goes_on else 0,
-                keys=table if goes_on else octets(b""),
-            )
-
-        def taken(merchant: Merchant, reply: Reply) -> None:
-            unmasked = of_kind(reply, UnmaskReply)
-            if merchant.name in in_sum:
-                openings[merchant.name] = unmasked.openings.tobytes()
-            if merchant.name in following:
-                shares[merchant.name] = unmasked.shares.tobytes()
-
-        self.asked("openings", [m for m in self.merchants if m.name in in_sum | following], asked_of, taken)
-        if keys is not None:
-            self._keep_offers(keys, shares)
+    def _opened(self, closed: Sums[Closed], keys: Sums[Keys] | None) -> dict[str, bytes]:
+        """Opened shares, by merchant; the shares for the next sums are kept."""
+        with_keys = {} if keys is None else _with_keys(keys)
+        openings, shares = self.asking.opened("openings", _in_sum(closed), with_keys)
+        self.run.sums.offers = None if keys is None else self._shared(keys, shares, self._ends_after)
         return openings
 
-    def names_at(self, places: Iterable[int]) -> list[str]:
-        """The names of merchants at places of the roster."""
-        return [self.run.agreement.roster[place] for place in places]
+    def _offers(self) -> Sums[Offers]:
+        """The shares that the last sums have led to; or those of a batch that is begun, where too few have any."""
+        offers = self.run.sums.take_offers()
+        return offers if offers is not None and len(offers.parts) >= _least_groups(self.run) else self._begun()
 
-    def _shares(self, keys: Keys) -> dict[str, bytes]:
-        """Sealed shares, by name, of those who have keys, for a sum that none leads to."""
-        names, table = set(self.names_at(keys.advertisements)), octets(keys.table())
+    def _begun(self) -> Sums[Offers]:
+        batch = self._next_batch()
+        keys = self._keys(batch, self.asking.keys(batch), self._ends)
+        _, shares = self.asking.opened("shares", {}, _with_keys(keys))
+        return self._shared(keys, shares, self._ends)
 
-        def asked_of(merchant: Merchant) -> UnmaskOrder:
-            header = self.run.header(merchant.name)
-            return UnmaskOrder(**header, sum=0, in_sum=(), next_sum=keys.session.round, keys=table)
+    def _next_batch(self) -> Batch:
+        run = self.run
+        batch = Batch.after(run.sums.last, run.agreement, run.fingerprint, run.run_id)
+        run.sums.last = batch.last
+        return batch
 
-        def taken(_: Merchant, reply: Reply) -> bytes:
-            return of_kind(reply, UnmaskReply).shares.tobytes()
+    def _keys(self, batch: Batch, advertised: Mapping[str, bytes], ends: Ends) -> Sums[Keys]:
+        identities = identities_of(self.run.agreement)
 
-        return self.asked("shares", [m for m in self.merchants if m.name in names], asked_of, taken)
+        def gathered(group: int, own: Mapping[str, bytes]) -> Keys:
+            keys = gather_keys(batch.sessions[group], identities, self.run.sums.history, own)
+            self.run.sums.history = keys.history
+            self._tell_dropped(keys.dropped, own, "its keys for a masked sum")
+            return keys
 
-    def _keys_if_enough(self, session: Session, advertised: Mapping[str, bytes]) -> Keys | None:
-        try:
-            return self._gathered(session, advertised)
-        except RoundAbandonedError as error:
-            self.run.tell(SumAbandoned(f"keys after {self.what}", error.reason, str(error)))
-            return None
+        return Sums.of_answers(batch, advertised).stepped(gathered, ends)
 
-    def _keep_offers(self, keys: Keys, shares: Mapping[str, bytes]) -> None:
-        try:
-            self.run.sums.offers = gather_offers(keys, shares)
-        except RoundAbandonedError as error:
-            self.run.tell(SumAbandoned(f"shares after {self.what}", error.reason, str(error)))
+    def _shared(self, keys: Sums[Keys], shares: Mapping[str, bytes], ends: Ends) -> Sums[Offers]:
+        def gathered(group: int, own: Keys) -> Offers:
+            answers = keys.batch.of_group(group, shares)
+            offers = gather_offers(own, answers)
+            self._tell_dropped(offers.dropped, answers, "its shares for a masked sum")
+            return offers
 
-    def _gathered(self, session: Session, advertised: Mapping[str, bytes]) -> Keys:
-        keys = gather_keys(session, identities_of(self.run.agreement), self.run.sums.history, advertised)
-        self.run.sums.history = keys.history
-        for name, reason in keys.dropped.items():
+        return keys.stepped(gathered, ends)
+
+    def _tell_dropped(self, dropped: Mapping[str, str], answers: Mapping[str, bytes], detail: str) -> None:
+        for name, reason in dropped.items():
             # Who sent nothing was told of already.
-            if name in advertised:
-                self.run.tell(ReplyDropped(name, self.what, reason, "its keys for a masked sum"))
-        return keys
+            if name in answers:
+                self.run.tell(ReplyDropped(name, self.what, reason, detail))
 
-    def _session(self, number: int) -> Session:
-        return session_of(self.run.agreement, self.run.fingerprint, self.run.run_id, number)
+    def _ends(self, group: int, error: RoundAbandonedError) -> None:
+        self.run.tell(SumAbandoned(named(self.run, self.what, group), error.reason, str(error)))
+
+    def _ends_after(self, group: int, error: RoundAbandonedError) -> None:
+        self.run.tell(SumAbandoned(named(self.run, f"after {self.what}", group), error.reason, str(error)))
+
+    def _told(
+        self, batch: Batch, totals: Mapping[int, Ring], in_sum: Mapping[str, object], ended: Mapping[int, str]
+    ) -> AllSummed:
+        asking = self.asking
+        counted = {name: asking.hashes[name] for name in in_sum if batch.group_of[name] in totals}
+        left_out = {name: reason for name, reason in asking.dropped.items() if name not in counted}
+        of_groups = (
+            Summed(
+                totals.get(group),
+                batch.of_group(group, counted),
+                batch.of_group(group, left_out),
+                ended.get(group, ""),
+            )
+            for group in range(len(batch.sessions))
+        )
+        return AllSummed(tuple(of_groups), asking.bytes_received, asking.bytes_sent)
 
 
-def of_kind(reply: Reply, kind: type[ReplyKind]) -> ReplyKind:
-    """The reply, if it is of this kind.
-
-    Raises:
-        ReplyError: wrong-kind.
-    """
-    if not isinstance(reply, kind):
-        raise ReplyError("wrong-kind", f"a {kind.KIND} was asked for, {reply.KIND} came")
-    return reply
+def named(run: Run, what: str, group: int) -> str:
+    """How one group's part of `what` is told of; the whole roster's is `what` itself."""
+    return what if run.agreement.robustness.groups is None else f"{what}, group {group + 1}"
 
 
-def octets(content: bytes) -> NDArray[np.uint8]:
-    """Bytes as a field of a record."""
-    return np.frombuffer(content, np.uint8)
+def _in_sum(closed: Sums[Closed]) -> dict[str, Closed]:
+    return closed.by_member(lambda own: own.in_sum)
+
+
+def _with_keys(keys: Sums[Keys]) -> dict[str, Keys]:
+    return keys.by_member(lambda own: own.advertisements)
+
+
+def _least_groups(run: Run) -> int:
+    """With fewer groups' sums no more would come of a round than of none."""
+    robustness = run.agreement.robustness
+    return 1 if robustness.groups is None else robustness.least_units

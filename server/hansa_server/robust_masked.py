@@ -27,9 +27,8 @@ from hansa_common.statistics import Statistics
 from hansa_common.vectors import Vector
 from hansa_server.algorithms import step
 from hansa_server.masked_figures import IMPLAUSIBLE, check_sum_of_statistics, decoded_histogram
-from hansa_server.masked_groups import group_sums
 from hansa_server.masked_rounds import check_mean, masked_order
-from hansa_server.masked_sums import SumAbandoned, Summed
+from hansa_server.masked_sums import SumAbandoned, Summed, masked_sums, named
 from hansa_server.participants import Merchant, Run
 from hansa_server.replies import Split
 from hansa_server.robust_rounds import robust_step
@@ -46,7 +45,7 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
     run.tell(RoundStarted(asked.number, asked.plan_index, names, asked.stage))
     agreement, what = run.agreement, f"round {asked.number}"
     layout = round_layout(agreement, asked.state.server.weights.size)
-    sums = group_sums(
+    sums = masked_sums(
         run, merchants, what, masked_order(run, asked), layout.num_elements,
         on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
     )  # fmt: skip
@@ -57,20 +56,20 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
         check_mean(found.mean_update, agreement.cohort.max_update_norm)
         return found
 
-    known = _decoded(run, what, sums, decode)
+    known = _decoded(run, what, sums.of_groups, decode)
     is_enough = len(known) >= agreement.robustness.least_units
     finished = RoundFinished(
         round=asked.number,
         plan=asked.plan_index,
         seconds=run.exchange.clock.now() - began,
         cohort=names,
-        dropped={name: why for summed in sums for name, why in summed.dropped.items()},
+        dropped={name: why for summed in sums.of_groups for name, why in summed.dropped.items()},
         aggregated=is_enough,
         validation=_metrics([found.counts for _, found in known]) if is_enough else None,
         # Under [privacy.dp] no loss leaves a merchant, and what stands in its place is no figure.
         train_loss=_median_loss(known) if is_enough and agreement.privacy.dp is None else None,
-        bytes_received=sums[0].bytes_received,
-        bytes_sent=sums[0].bytes_sent,
+        bytes_received=sums.bytes_received,
+        bytes_sent=sums.bytes_sent,
         stage=asked.stage,
         abandoned="" if is_enough else "too-few-groups",
     )
@@ -79,7 +78,7 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
         return asked.state, finished
     groups = [str(group) for group, _ in known]
     decided = robust_step(agreement.robustness, groups, [found.mean_update for _, found in known])
-    included = {name: reply for group, _ in known for name, reply in sums[group].in_sum.items()}
+    included = {name: reply for group, _ in known for name, reply in sums.of_groups[group].in_sum.items()}
     server = step(asked.state.server, asked.plan, decided.step)
     return PlanState(server, {**asked.state.included, **included}), finished
 
@@ -96,8 +95,8 @@ def grouped_statistics(run: Run, merchants: tuple[Merchant, ...]) -> list[Statis
         check_sum_of_statistics(run.agreement, values[1:], int(values[0]))
         return np.asarray(values[1:], np.int64)
 
-    sums = group_sums(run, merchants, "statistics", order, layout.num_elements)
-    known = _decoded(run, "statistics", sums, decode)
+    sums = masked_sums(run, merchants, "statistics", order, layout.num_elements)
+    known = _decoded(run, "statistics", sums.of_groups, decode)
     return [vector for _, vector in known] if len(known) >= run.agreement.robustness.least_units else []
 
 
@@ -114,8 +113,9 @@ def grouped_metrics(
         return decoded_histogram(run.agreement, total, num_merchants)
 
     what = f"{split} evaluation"
-    sums = group_sums(run, merchants, what, order, layout.num_elements)
-    return _metrics([histogram for _, histogram in _decoded(run, what, sums, decode)])
+    # The finished model's test is a run's last question.
+    sums = masked_sums(run, merchants, what, order, layout.num_elements, is_last=split == "test")
+    return _metrics([histogram for _, histogram in _decoded(run, what, sums.of_groups, decode)])
 
 
 def _decoded(
@@ -129,7 +129,7 @@ def _decoded(
         try:
             known.append((group, decode(summed.total, len(summed.in_sum))))
         except ValueError as error:
-            run.tell(SumAbandoned(f"{what}, group {group + 1}", IMPLAUSIBLE, str(error)))
+            run.tell(SumAbandoned(named(run, what, group), IMPLAUSIBLE, str(error)))
     return known
 
 

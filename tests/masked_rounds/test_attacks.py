@@ -67,6 +67,14 @@ def test_an_order_is_the_same_for_everyone_but_for_its_recipient():
     assert set(OTHERWISE) == RoundOrder.model_fields.keys() - {"recipient", "included", "shares"}
 
 
+def test_an_order_is_the_same_for_those_whose_next_sum_is_another_and_not_for_those_of_another_sum():
+    hashes = [
+        secure_round.common_order_hash(order_of(masking=Masking(sum=number, next_sum=next_number)))
+        for number, next_number in ((1, 0), (1, 4), (1, 5), (2, 5))
+    ]
+    assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
+
+
 @pytest.mark.parametrize("field", OTHERWISE)
 def test_nothing_is_read_of_a_sum_over_orders_that_differ(cohort_of, order_hash, field):
     common = secure_round.common_order_hash(order_of())

@@ -41,8 +41,10 @@ class Run:
         self.offers = gather_offers(keys, offers)
         self.num_exchanges += 2
 
-    def sum(self, number, vectors, *, absent=(), leaving=(), is_last=False):
-        """One sum in two exchanges: those absent are in neither, those leaving not in the second."""
+    def sum(self, number, vectors, *, absent=(), leaving=(), is_last=False, is_left=False):
+        """One sum in two exchanges: those absent are in neither, those leaving not in the second. One that is left has
+        no elements.
+        """
         following, offers = None if is_last else self.session(number + 1), self.offers
         there = [self.first.cohort[place] for place in offers.offers if self.first.cohort[place] not in absent]
         adding, advertised = MaskedSum(offers, vectors.shape[1]), {}
@@ -59,8 +61,12 @@ class Run:
             table = keys.table()
         openings, shares = {}, {}
         for name in (name for name in there if name not in leaving):
-            self.merchants[name], openings[name], shares[name] = self.merchants[name].opened(closed.in_sum, table)
+            in_sum = () if is_left else closed.in_sum
+            self.merchants[name], openings[name], shares[name] = self.merchants[name].opened(in_sum, table)
         self.offers = None if keys is None else gather_offers(keys, shares)
+        if is_left:
+            assert set(openings.values()) == {b""}
+            return np.zeros(0, np.uint32)
         return unmasked_sum(closed, self.order_hash, openings)[0]
 
 
@@ -102,6 +108,17 @@ def test_a_sum_that_is_abandoned_does_not_keep_the_next_from_being_made(run, rin
     np.testing.assert_array_equal(run.sum(3, vectors), plain(vectors, range(6)))
 
 
+def test_a_sum_that_is_left_is_never_opened_and_the_next_begins_with_its_exchanges(run, ring_vectors):
+    vectors = ring_vectors(6)
+    run.begin(1, run.first.cohort)
+    np.testing.assert_array_equal(run.sum(1, vectors, is_left=True), np.zeros(0, np.uint32))
+    for merchant in run.merchants.values():
+        with pytest.raises(PolicyError, match="the step after Masked of the masked sum 2 is asked for"):
+            merchant.opened(range(6), b"")
+    np.testing.assert_array_equal(run.sum(2, vectors), plain(vectors, range(6)))
+    assert run.num_exchanges == 2 + 2 * 2
+
+
 def test_a_merchant_that_lost_its_state_is_in_no_sum_until_it_begins_anew(run, ring_vectors):
     vectors = ring_vectors(6)
     run.begin(1, run.first.cohort)
@@ -125,9 +142,12 @@ def test_a_merchant_masks_only_in_the_session_that_it_shared_in(run, ring_vector
 
 
 def test_what_is_asked_beside_the_steps_of_an_exchange_is_refused(run, ring_vectors, order_hash):
+    begun, _ = run.merchants["merchant 0"].begin(run.first)
+    with pytest.raises(PolicyError, match="is asked to open a sum of 4, and none is under way"):
+        begun.opened((0, 1, 2, 3), b"")
     run.begin(1, run.first.cohort)
     merchant, inbox = run.merchants["merchant 0"], run.offers.inbox("merchant 0")
-    for in_sum, table in (((0, 1, 2, 3), b""), ((), b""), ((), run.offers.keys.table())):
+    for in_sum, table in (((0, 1, 2, 3), b""), ((), run.offers.keys.table())):
         with pytest.raises(HansaError):
             merchant.opened(in_sum, table)
     with pytest.raises(ReplayError, match="allowed is a number above 1"):

@@ -215,5 +215,6 @@ def five(programs):
         workers=lambda agreement: workers_for(agreement, programs),
         run=lambda agreement, fault=None, **how: run(agreement, programs, fault, **how),
         fault=Fault,
+        grid=FaultyGrid,
         sums=sums,
     )

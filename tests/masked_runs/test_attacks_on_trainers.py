@@ -111,6 +111,23 @@ def test_shares_are_not_opened_for_another_sum_than_the_one_under_way(coordinato
         assert coordinator.refused("alder", UnmaskOrder, **fields) == "not-permitted"
 
 
+def test_sum_that_a_merchant_was_told_to_leave_is_not_opened_any_more(coordinator, world):
+    offers = coordinator.offers(1)
+    closed = coordinator.closed(offers, RoundOrder, lambda _: training(coordinator, world), world[2])
+    coordinator.next_exchange()
+    nothing = {"in_sum": (), "next_sum": 0, "keys": OCTETS}
+    # Nobody's sum is to be opened, which is refused; to leave one is to name none.
+    assert coordinator.refused("alder", UnmaskOrder, sum=1, **nothing) == "not-permitted"
+    left = coordinator.ask("birch", UnmaskOrder, sum=0, **nothing)
+    assert (left.openings.size, left.shares.size) == (0, 0)
+    coordinator.next_exchange()
+    fields = {"sum": 1, "in_sum": closed.in_sum, "next_sum": 0, "keys": OCTETS}
+    assert coordinator.refused("birch", UnmaskOrder, **fields) == "not-permitted"
+    assert coordinator.ask("cedar", UnmaskOrder, **fields).openings.size > 0
+    coordinator.next_exchange()
+    assert coordinator.refused("birch", KeysOrder, sum=1) == "replayed"
+
+
 def test_nothing_is_masked_for_a_sum_without_shares_or_with_too_few(coordinator, world):
     coordinator.next_exchange()
     fields = training(coordinator, world)
