@@ -116,7 +116,8 @@ def _rounds(agreement: Agreement) -> str:
     plans = agreement.training.plans
     best = ", whichever does best on trial" if len(plans) > 1 else ""
     if agreement.privacy.dp is not None:
-        steps = f"{plans[0].algorithm}, {plans[0].local_steps} steps of {plans[0].optimizer}"
+        number = "1 step" if plans[0].local_steps == 1 else f"{plans[0].local_steps} steps"
+        steps = f"{plans[0].algorithm}, {number} of {plans[0].optimizer}"
         return f"trains in {agreement.training.rounds} rounds, each on training rows that coins choose: {steps}"
     how = "; or ".join(map(_plan, plans))
     return f"trains in up to {agreement.training.rounds} rounds, each on all your training rows: {how}{best}"

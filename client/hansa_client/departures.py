@@ -11,6 +11,7 @@ it. This looks at the finished bytes once more, whoever made them:
 
 Under [privacy.dp] floors have no place, and what has no noise does not leave: a round's histogram and loss are zero, so
 is a histogram of an evaluation unless noise for it was agreed on, and counts are where noise is added, nowhere else.
+Where noise is shared, an update leaves in a masked vector alone.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from hansa_common.privacy_agreement import DifferentialPrivacy
 from hansa_common.record_types import MAX_ROWS, Order, Reply
 from hansa_common.schema import NumericFeature
 from hansa_common.secure_messages import KeysOrder, KeysReply, MaskedReply, UnmaskOrder, UnmaskReply, is_masked
+from hansa_common.shared_noise import is_shared
 from hansa_common.statistics import Statistics
 
 REPLY_KINDS: Final[dict[type[Order], type[Reply]]] = {
@@ -76,6 +78,8 @@ def check_departure(message: bytes, order: Order, order_hash: str, merchant: str
         raise MerchantError(f"a {reply.KIND} was to leave that tells of the ledger; that is for the boundary to say")
     if (reply.merchant, reply.order_hash) != (merchant, order_hash):
         raise MerchantError(f"a {reply.KIND} was to leave in the name of {reply.merchant!r}, or for another order")
+    if isinstance(reply, RoundReply) and is_shared(agreement):
+        raise MerchantError("an update was to leave in the clear, whose noise is only in a masked sum")
     check_contents(reply, agreement)
     return reply
 

@@ -7,6 +7,7 @@ its group, or not.
 - Statistics are released once a run, the scores of a model on one part of the rows once: two sums over the same rows
   could be compared where somebody dropped out of one. A round over weights that were scored before is for an order
   without `asks_scores`, whose histograms are all zero: with some of them zero, the sum would be of the others alone.
+- With shared noise a round's vector gets this merchant's share of it before it is masked.
 - What must outlast this process is on disk before an answer can leave (masked_memory.py). A merchant that starts again
   is refused until it is asked for fresh keys.
 
@@ -27,6 +28,8 @@ from numpy.typing import NDArray
 from hansa_client.departures import check_contents
 from hansa_client.masked_memory import SUMS_NAME, SumMemory, SumRecord
 from hansa_client.masked_round import MaskedRounds
+from hansa_client.private_rounds import system_noise
+from hansa_client.releases import DrawNoise
 from hansa_common.agreement import Agreement
 from hansa_common.errors import MerchantError, PolicyError
 from hansa_common.keys import read_signing_key
@@ -56,6 +59,7 @@ from hansa_common.secure_messages import (
     UnmaskReply,
 )
 from hansa_common.secure_round import common_order_hash
+from hansa_common.shared_noise import add_noise, is_shared, noise_share_of
 from hansa_common.vectors import l2_norm
 
 _STATISTICS: Final = "statistics"
@@ -63,8 +67,8 @@ _KEY: Final = "the identity key"
 
 
 class MaskedSums:
-    """One merchant's part in the masked sums of the run that it is in. `draw` gives random bytes: the operating
-    system's, unless simulated.
+    """One merchant's part in the masked sums of the run that it is in. `draw` gives random bytes, `draw_noise` the
+    numbers that its share of the noise is made of: the operating system's, unless simulated.
     """
 
     def __init__(
@@ -74,11 +78,13 @@ class MaskedSums:
         identity_private_key: bytes,
         memory: SumMemory,
         draw: DrawBytes = secrets.token_bytes,
+        draw_noise: DrawNoise = system_noise,
     ) -> None:
         self._agreement = agreement
         self._fingerprint = agreement.fingerprint
         self._merchant = merchant
         self._memory = memory
+        self._draw_noise = draw_noise
         self._begun = MaskedRounds(merchant, identities_of(agreement), identity_private_key, draw=draw)
         self._record = SumRecord(run_id="none")
         self._rounds = self._begun
@@ -174,7 +180,15 @@ class MaskedSums:
             )
         histogram = reply.validation if _asks_for_figures(order) else np.zeros_like(reply.validation)
         layout = round_layout(self._agreement, reply.update.size)
-        return layout.encode(reply.update, reply.train_loss, reply.num_examples, histogram)
+        return self._noised(layout.encode(reply.update, reply.train_loss, reply.num_examples, histogram), reply)
+
+    def _noised(self, vector: Ring, reply: RoundReply) -> Ring:
+        """The vector with this merchant's share of the noise, where noise is shared."""
+        if is_shared(self._agreement):
+            # There is no `auto` beside it, so there is one plan.
+            share = noise_share_of(self._agreement, self._agreement.training.plan.learning_rate)
+            add_noise(vector, share.drawn(self._draw_noise(f"share of round {reply.round}"), reply.update.size))
+        return vector
 
     def _of_run(self, order: Order) -> MaskedRounds:
         """Where this merchant stands in the order's run; what it had in another is left."""

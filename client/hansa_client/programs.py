@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from hansa_client.data import MerchantTable
+from hansa_client.gradient_sums import GradientSums
 from hansa_client.private_training import PrivateTraining
 from hansa_client.training_loop import LocalTraining, describe_device
 from hansa_common.agreement import Agreement
@@ -28,6 +29,8 @@ class Programs:
         self._capacity_rows = capacity_rows
         self._trainings: dict[Plan, LocalTraining] = {}
         self._private_trainings: dict[Plan, PrivateTraining] = {}
+        # One at most, in what programs that share theirs have in common.
+        self._gradient_sums: list[GradientSums] = []
 
     @classmethod
     def for_tables(cls, agreement: Agreement, *tables: MerchantTable) -> Programs:
@@ -45,6 +48,7 @@ class Programs:
         other = Programs(agreement, self._capacity_rows)
         other._trainings = self._trainings
         other._private_trainings = self._private_trainings
+        other._gradient_sums = self._gradient_sums
         return other
 
     def training(self, plan: int) -> LocalTraining:
@@ -64,6 +68,12 @@ class Programs:
                 self.spec, self._agreement.model, stepping, capacity_rows=self._capacity_rows
             )
         return self._private_trainings[stepping]
+
+    def gradient_sums(self) -> GradientSums:
+        """The program of clipped gradients alone, the same for all plans; built at its first use."""
+        if not self._gradient_sums:
+            self._gradient_sums.append(GradientSums(self.spec, self._agreement.model))
+        return self._gradient_sums[0]
 
     def scoring(self) -> LocalTraining:
         """Any program: all plans score alike."""

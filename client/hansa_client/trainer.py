@@ -29,6 +29,7 @@ from hansa_client.own_figures import OwnFigures
 from hansa_client.private_rounds import private_work, system_noise, train_privately
 from hansa_client.programs import Programs
 from hansa_client.releases import DrawNoise, releases_of
+from hansa_client.shared_rounds import shared_update
 from hansa_client.splits import Rows
 from hansa_client.training_loop import TrainingOutcome
 from hansa_client.variates import Variate, VariateStore, control_delta, name_in_stage
@@ -61,6 +62,7 @@ from hansa_common.pruning import permitted_mask
 from hansa_common.randomness import derived_seed, generator
 from hansa_common.record_types import Order, Record
 from hansa_common.secure_messages import KeysOrder, MaskableOrder, UnmaskOrder
+from hansa_common.shared_noise import is_shared
 from hansa_common.vectors import Vector, num_params
 
 Part = Literal["train", "validation", "test"]
@@ -208,8 +210,7 @@ class MerchantTrainer:
         if order.asks_scores:
             validation = self._releases.of_round(lambda: self._histogram(weights, "validation", halt))
         variate = self._variate(order) if scaffold else _NO_CONTROL
-        outcome = self._train(order, weights, control - variate if scaffold else None, mask, halt)
-        update = outcome.weights - weights
+        update, outcome = self._updated(order, weights, control - variate if scaffold else None, mask, halt)
         delta = self._control_delta(order, control, update, outcome.num_steps) if scaffold else _NO_CONTROL
         trained = RoundReply(
             merchant=self._merchant,
@@ -226,6 +227,15 @@ class MerchantTrainer:
             proposal = Variate(order.round, message_hash(weights.tobytes()), message_hash(reply), variate + delta)
             self._state.propose(name_in_stage(order.run_id, order.stage), order.plan, proposal)
         return reply
+
+    def _updated(
+        self, order: RoundOrder, weights: Vector, correction: Vector | None, mask: Vector | None, halt: Halt
+    ) -> tuple[Vector, TrainingOutcome]:
+        """The update, and what else came of training."""
+        if is_shared(self._agreement):
+            return self._shared_update(order, weights, halt), TrainingOutcome(weights, 1, 0.0)
+        outcome = self._train(order, weights, correction, mask, halt)
+        return outcome.weights - weights, outcome
 
     def _train(
         self,
@@ -269,6 +279,20 @@ class MerchantTrainer:
             weights,
             self._draw_noise(f"round {order.round}"),
             correction=correction,
+            should_stop=halt.is_due,
+        )
+
+    def _shared_update(self, order: RoundOrder, weights: Vector, halt: Halt) -> Vector:
+        """Without noise: this merchant's share is added to the masked vector, and in the clear it does not leave."""
+        return shared_update(
+            self._programs.gradient_sums(),
+            self._programs.spec,
+            self._agreement,
+            self.table,
+            self._inputs["train"],
+            weights,
+            self._draw_noise(f"round {order.round}"),
+            learning_rate=self._agreement.training.plans[order.plan].learning_rate,
             should_stop=halt.is_due,
         )
 

@@ -76,7 +76,8 @@ class Agreement(Section):
             )
         if self.cohort.size is not None and self.cohort.size < self.cohort.min_merchants:
             raise ValueError(f"cohort.size {self.cohort.size} is below min_merchants {self.cohort.min_merchants}")
-        check_dp_fits(self.privacy, self.label, self.data, self.model, self.training, self.compression)
+        private_parts = (self.privacy, self.label, self.data, self.model, self.training, self.compression)
+        check_dp_fits(*private_parts, self.secure_aggregation)
         check_robustness_fits(self.robustness, self.training, self.cohort, self.roster)
         parts = (self.cohort, self.roster, self.training, self.privacy, self.compression, self.robustness)
         check_secure_aggregation_fits(self.secure_aggregation, *parts)

@@ -7,6 +7,7 @@ release      what leaves under [privacy.dp]                                  cos
 nothing      names, versions, that a bundle arrived                          none
 statistics   counts and sums with Gaussian noise; none for domains alone     one Gaussian release; or none
 training     weights after local_steps noised steps; no loss, no histogram   that many sampled Gaussian steps
+             with shared noise a share of a masked sum, which has the rest   one sampled discrete Gaussian
 evaluation   a coarse histogram with noise; or none                          one Gaussian release; or none
 activations  refused                                                         -
 judgement    refused                                                         -
@@ -23,9 +24,17 @@ from hansa_common import noised_statistics
 from hansa_common.agreement import Agreement
 from hansa_common.errors import AgreementError, PolicyError
 from hansa_common.messages import RoundOrder
-from hansa_common.privacy import Gaussian, Mechanism, SampledGaussian, epsilon, noise_multiplier_for
+from hansa_common.privacy import (
+    Gaussian,
+    Mechanism,
+    SampledDiscreteGaussian,
+    SampledGaussian,
+    epsilon,
+    noise_multiplier_for,
+)
 from hansa_common.privacy_agreement import DifferentialPrivacy
 from hansa_common.record_types import Order
+from hansa_common.shared_noise import check_shared_noise_fits
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,9 @@ def check_affordable(agreement: Agreement) -> None:
     """See that a whole run keeps what the agreement promises; whatever has no [privacy.dp] passes.
 
     Raises:
-        AgreementError: it costs more; the message says which noise would hold.
+        AgreementError: it costs more, and the message says which noise would hold; or shared noise does not fit.
     """
+    check_shared_noise_fits(agreement)
     dp = agreement.privacy.dp
     if dp is None or (found := run_epsilon(agreement)) <= dp.epsilon:
         return
@@ -100,7 +110,7 @@ def _remedy(agreement: Agreement, dp: DifferentialPrivacy) -> str:
     steps = agreement.training.rounds * _num_steps(agreement, 0)
     beside = (*_statistics(agreement, dp).mechanisms, *_evaluation(dp).mechanisms)
     try:
-        enough = noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, steps, beside)
+        enough = noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, steps, beside, _steps_of(dp))
     except ValueError:
         return "statistics and evaluation alone cost more, so raise their noise multipliers"
     return f"set noise_multiplier = {enough:g}"
@@ -113,8 +123,12 @@ def _statistics(agreement: Agreement, dp: DifferentialPrivacy) -> PrivacyCost:
 
 
 def _training(agreement: Agreement, dp: DifferentialPrivacy, plan: int) -> PrivacyCost:
-    steps = SampledGaussian(dp.noise_multiplier, dp.sampling_rate, _num_steps(agreement, plan))
+    steps = _steps_of(dp)(dp.noise_multiplier, dp.sampling_rate, _num_steps(agreement, plan))
     return PrivacyCost((steps,), f"{steps.num_steps} local steps")
+
+
+def _steps_of(dp: DifferentialPrivacy) -> type[SampledGaussian]:
+    return SampledDiscreteGaussian if dp.noise == "shared" else SampledGaussian
 
 
 def _evaluation(dp: DifferentialPrivacy) -> PrivacyCost:

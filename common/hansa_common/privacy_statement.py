@@ -13,6 +13,8 @@ from hansa_common.plain_text import printable
 from hansa_common.privacy import epsilon, epsilon_by_rdp
 from hansa_common.privacy_agreement import DifferentialPrivacy
 from hansa_common.privacy_costs import run_cost
+from hansa_common.secure_agreement import honest_in_smallest_sum
+from hansa_common.shared_noise import is_shared
 
 NEIGHBOURS: Final = (
     "neighbouring tables: one lacks what that unit contributes to sums and counts; how many rows a table has, and how "
@@ -31,13 +33,32 @@ NOT_COVERED: Final = (
     "and how long an answer took, other runs over the same rows (they add up in the merchant's ledger), and gaps "
     "between floating-point numbers"
 )
-_WHATEVER: Final = (TRUST_MODEL, ACCOUNTING, NOT_COVERED)
+SHARED_TRUST_MODEL: Final = (
+    "whom it asks to trust: the merchant's own trainer; secure aggregation, whose masks nobody else is to be able to "
+    "compute; and the other merchants in so far as no more than {colluders} of a sum collude with the coordinator, "
+    "take their shares of the noise out of what they learn, or add none: with more of them there is less noise than "
+    "is accounted for. Not the coordinator, the network, or whoever gets the model"
+)
+SHARED_ACCOUNTING: Final = (
+    "accounted for with Renyi divergences, at whole orders, of Poisson-sampled discrete Gaussian mechanisms "
+    "(dp-accounting); everything that leaves adds up, statistics and evaluations too"
+)
+SHARED_NOT_COVERED: Final = (
+    "not covered: what the merchant keeps to itself (its own figures, threshold and files), that an order was refused "
+    "and how long an answer took, and other runs over the same rows (they add up in the merchant's ledger)"
+)
 
 
 def statement(agreement: Agreement) -> list[str]:
     """The promise as sentences; nothing without [privacy.dp]."""
     dp = agreement.privacy.dp
-    return [] if dp is None else [_promise(agreement, dp), _unit(dp), NEIGHBOURS, _noise(agreement, dp), *_WHATEVER]
+    if dp is None:
+        return []
+    told = [_promise(agreement, dp), _unit(dp), NEIGHBOURS, _noise(agreement, dp)]
+    if not is_shared(agreement):
+        return [*told, TRUST_MODEL, ACCOUNTING, NOT_COVERED]
+    trusted = SHARED_TRUST_MODEL.format(colluders=agreement.secure_aggregation.colluders)
+    return [*told, trusted, SHARED_ACCOUNTING, SHARED_NOT_COVERED]
 
 
 def privacy_json(agreement: Agreement) -> dict[str, Any] | None:
@@ -54,6 +75,7 @@ def privacy_json(agreement: Agreement) -> dict[str, Any] | None:
         "epsilon_by_rdp": epsilon_by_rdp(mechanisms, dp.delta),
         "promised_epsilon": dp.epsilon,
         "delta": dp.delta,
+        "noise": dp.noise,
         "statement": statement(agreement),
     }
 
@@ -89,7 +111,18 @@ def _noise(agreement: Agreement, dp: DifferentialPrivacy) -> str:
         else f"a histogram of scores with noise of {dp.evaluation_noise_multiplier:g}"
     )
     return (
-        f"what leaves: {cost.what}; a local step samples each unit with chance {dp.sampling_rate:g}, clips it to norm "
-        f"{dp.max_norm:g} and adds noise of {dp.noise_multiplier:g} times that; {statistics}; "
-        f"{evaluation}; no loss and no validation histogram leaves"
+        f"what leaves: {cost.what}; {_step(agreement, dp)}; {statistics}; {evaluation}; no loss and no validation "
+        "histogram leaves"
+    )
+
+
+def _step(agreement: Agreement, dp: DifferentialPrivacy) -> str:
+    sampled = f"samples each unit with chance {dp.sampling_rate:g}, clips it to norm {dp.max_norm:g} and"
+    if not is_shared(agreement):
+        return f"a local step {sampled} adds noise of {dp.noise_multiplier:g} times that"
+    honest = honest_in_smallest_sum(agreement)
+    return (
+        f"a round is one step, which {sampled} has noise of {dp.noise_multiplier:g} times what that moves the masked "
+        f"sum: of its variance each merchant adds 1/{honest}, for there are at least so many in any sum who do not "
+        "collude"
     )

@@ -70,6 +70,20 @@ def thresholds_of(agreement: Agreement) -> Thresholds:
     return thresholds(agreement.secure_aggregation, agreement.cohort, smallest)
 
 
+def honest_in_smallest_sum(agreement: Agreement) -> int:
+    """How many merchants who do not collude are in any sum that can become known, of whichever group."""
+    section, num_groups = agreement.secure_aggregation, agreement.robustness.groups or 1
+    num_merchants = len(agreement.roster)
+    sizes = {num_merchants // num_groups, -(-num_merchants // num_groups)}
+    limits = (thresholds(section, agreement.cohort, agreement.roster[:size]) for size in sizes)
+    return min(limit.smallest_sum for limit in limits) - section.colluders
+
+
+def fixed_point_of(agreement: Agreement) -> FixedPoint:
+    """How updates become whole numbers under an agreement that has passed its checks."""
+    return _fixed_point(agreement.cohort, agreement.roster)
+
+
 def fixed_point_of(agreement: Agreement) -> FixedPoint:
     """How updates become whole numbers under an agreement that has passed its checks."""
     return _fixed_point(agreement.cohort, agreement.roster)

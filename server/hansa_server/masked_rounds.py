@@ -22,6 +22,7 @@ from hansa_common.round_vector import RoundSum, RoundVector
 from hansa_common.secure_groups import num_groups_of
 from hansa_common.secure_layouts import round_layout
 from hansa_common.secure_messages import MaskableOrder
+from hansa_common.shared_noise import longest_mean
 from hansa_server.aggregation import Doubles
 from hansa_server.algorithms import NONE, control_step_from_mean, step
 from hansa_server.masked_exchanges import OrderOf
@@ -88,7 +89,8 @@ def _learned(run: Run, asked: Round, layout: RoundVector, summed: Summed) -> _Le
     try:
         found = layout.decode(summed.total)
         check_histogram(found.counts, cohort.max_examples * len(run.agreement.roster))
-        check_mean(found.mean_update, cohort.max_update_norm)
+        longest = longest_mean(run.agreement, asked.plan.learning_rate, found.num_examples)
+        check_mean(found.mean_update, longest)
     except ValueError as error:
         run.tell(SumAbandoned(f"round {asked.number}", IMPLAUSIBLE, str(error)))
         return _Learned(replace(summed, total=None, in_sum={}, abandoned=IMPLAUSIBLE))

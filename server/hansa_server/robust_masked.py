@@ -23,6 +23,7 @@ from hansa_common.record_types import Stage
 from hansa_common.round_vector import RoundSum
 from hansa_common.secure_layouts import evaluation_layout, round_layout, statistics_layout
 from hansa_common.secure_messages import MaskableOrder
+from hansa_common.shared_noise import longest_mean
 from hansa_common.statistics import Statistics
 from hansa_common.vectors import Vector
 from hansa_server.algorithms import step
@@ -53,7 +54,7 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
     def decode(total: Ring, num_merchants: int) -> RoundSum:
         found = layout.decode(total)
         check_histogram(found.counts, agreement.cohort.max_examples * num_merchants)
-        check_mean(found.mean_update, agreement.cohort.max_update_norm)
+        check_mean(found.mean_update, longest_mean(agreement, asked.plan.learning_rate, found.num_examples))
         return found
 
     known = _decoded(run, what, sums.of_groups, decode)

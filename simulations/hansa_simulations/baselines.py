@@ -179,4 +179,7 @@ def _alone(agreement: Agreement, name: str, plan: Plan) -> Agreement:
     values["compression"] = {"format": "none"}
     values |= {"secure_aggregation": {"protocol": "none"}, "robustness": {"rule": "mean"}}
     values["privacy"] |= {"min_count": 1, "min_positives": 1, "share_metrics": False}
+    if agreement.privacy.dp is not None:
+        # Alone, nobody shares it.
+        values["privacy"]["dp"] |= {"noise": "own"}
     return validate_agreement(values, f"the baseline {name!r}")

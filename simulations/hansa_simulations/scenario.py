@@ -174,19 +174,22 @@ def simulated_merchants(
             hash_key=hash_key,
             state=VariateStore(),
             programs=programs,
-            sums=simulated_sums(agreement, name),
+            sums=simulated_sums(agreement, name, noise_seed),
             draw_noise=seeded_noise(noise_seed, name),
         )
         for name in agreement.roster
     }
 
 
-def simulated_sums(agreement: Agreement, merchant: str) -> MaskedSums | None:
-    """A simulated merchant's part in masked sums, whose keys come from the seed; a real one's come from its system."""
+def simulated_sums(agreement: Agreement, merchant: str, noise_seed: int | None = None) -> MaskedSums | None:
+    """A simulated merchant's part in masked sums, whose keys and noise come from seeds, the agreement's where no other
+    is given; a real one's come from its system.
+    """
     if not agreement.secure_aggregation.is_on:
         return None
     draw = generator(agreement.seed, "simulated masks", merchant).bytes
-    return MaskedSums(agreement, merchant, development_identity(merchant), SumMemory(), draw)
+    draw_noise = seeded_noise(agreement.seed if noise_seed is None else noise_seed, merchant)
+    return MaskedSums(agreement, merchant, development_identity(merchant), SumMemory(), draw, draw_noise)
 
 
 def sign_bundle(folder: Path, agreement: Agreement) -> None:

@@ -212,6 +212,7 @@ def five(programs):
         plan=PLAN,
         agreement=agreement_with,
         in_the_clear=in_the_clear,
+        rows=rows_of,
         workers=lambda agreement: workers_for(agreement, programs),
         run=lambda agreement, fault=None, **how: run(agreement, programs, fault, **how),
         fault=Fault,
