@@ -67,7 +67,7 @@ class Agreement(Section):
         for name, times in Counter(self.roster).items():
             if times > 1:
                 raise ValueError(f"the roster names merchant {name!r} twice")
-        check_audit_fits(self.audit, self.trust)
+        check_audit_fits(self.audit, self.data, self.trust)
         if self.trust is not None:
             self.trust.check_roster(self.roster)
         if self.roster and self.cohort.min_merchants > len(self.roster):

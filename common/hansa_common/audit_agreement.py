@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from hansa_common.agreement_sections import Data
 from hansa_common.schema import Section
 from hansa_common.trust import Trust
 
@@ -34,12 +35,19 @@ class Audit(Section):
         return self.max_true_positive_rate is not None
 
 
-def check_audit_fits(audit: Audit, trust: Trust | None) -> None:
-    """Refuse a gate that nobody could open.
+def check_audit_fits(audit: Audit, data: Data, trust: Trust | None) -> None:
+    """Refuse a gate that nobody could open, or by an attack that says nothing of membership.
 
     Raises:
-        ValueError: the agreement is for a run whose rows are with their merchants.
+        ValueError: the agreement is for a run whose rows are with their merchants, or its test rows are later ones and
+            the attack is on the loss.
     """
+    if audit.is_gate and audit.attack == "loss" and data.split == "time":
+        raise ValueError(
+            'audit.attack "loss" is asked for, and test rows are later ones (data.split "time"): a model is less sure '
+            "of another time, so the loss tells rows by when they are from, and nothing of membership; ask for "
+            'attack = "lira", whose shadow federations chance divides, or split by chance'
+        )
     if audit.is_gate and trust is not None:
         raise ValueError(
             "audit.max_true_positive_rate waits for an audit, which needs every merchant's rows in one place, and "

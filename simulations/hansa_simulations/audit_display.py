@@ -12,7 +12,8 @@ from rich.text import Text
 from hansa_common.bootstrap import Interval
 from hansa_server.moving_line import MovingLine
 from hansa_server.progress import duration
-from hansa_simulations.audit import Audit, MembershipAttack
+from hansa_simulations.audit import Audit
+from hansa_simulations.audit_attacks import MembershipAttack
 from hansa_simulations.audit_rates import FALSE_POSITIVE_RATES, least_non_members
 
 

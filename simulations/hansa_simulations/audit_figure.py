@@ -8,7 +8,8 @@ import io
 from typing import TYPE_CHECKING, Final
 
 from hansa_common.audit_agreement import GATE_FALSE_POSITIVE_RATE
-from hansa_simulations.audit import Audit, MembershipAttack
+from hansa_simulations.audit import Audit
+from hansa_simulations.audit_attacks import MembershipAttack
 from hansa_simulations.choices_figure import STYLE
 
 if TYPE_CHECKING:

@@ -60,9 +60,18 @@ class Shadows:
     is_in: NDArray[np.bool_]
 
     def without(self, shadow: int) -> Shadows:
-        """All but one, which can then be attacked itself."""
-        others = np.arange(len(self.is_in)) != shadow
-        return Shadows(self.confidences[others], self.is_in[others])
+        """All but one, which can then be attacked itself, and but for one more for each row: the next that has the row
+        where this one has not, or the other way round. So as many have a row as have it not, whichever it is: else the
+        number itself would tell, and hide what there is to find.
+        """
+        others = (shadow + np.arange(1, len(self.is_in))) % len(self.is_in)
+        is_other = self.is_in[others] != self.is_in[shadow]
+        is_left = np.ones_like(is_other)
+        np.put_along_axis(is_left, is_other.argmax(axis=0)[None], False, axis=0)
+        chosen = others[np.argsort(~is_left, axis=0, kind="stable")[:-1]]
+        return Shadows(
+            np.take_along_axis(self.confidences, chosen, axis=0), np.take_along_axis(self.is_in, chosen, axis=0)
+        )
 
 
 def lira(target: Scores, shadows: Shadows, variant: Variant = "online") -> Scores:

@@ -18,7 +18,8 @@ from hansa_common.audit_agreement import GATE_FALSE_POSITIVE_RATE, Attack
 from hansa_common.bundle import INT8_NAME
 from hansa_common.errors import UsageError
 from hansa_server import run_folder
-from hansa_simulations.audit import MODEL, SMALL_MODEL, Audit, dp_bound, federation_rates, judged, membership_attacks
+from hansa_simulations.audit import MODEL, SMALL_MODEL, Audit, dp_bound, judged
+from hansa_simulations.audit_attacks import federation_rates, membership_attacks
 from hansa_simulations.audit_attributes import AttributeAttack, AttributeInference, values_of
 from hansa_simulations.audit_inversion import Inversion, Inverter
 from hansa_simulations.audit_membership import Shadows, confidences
@@ -86,8 +87,8 @@ class Auditor:
             self.num_shadows,
             attacks,
             federation,
-            judged(self.run, attacks, self.num_shadows),
-            dp_bound(self.run.agreement, attacks),
+            judged(self.run, attacks, federation, self.num_shadows),
+            dp_bound(self.run.agreement, attacks, federation),
             self._inversions(),
             self._attribute(),
         )

@@ -16,7 +16,8 @@ from hansa_common.errors import AgreementError, UsageError
 from hansa_server import run_folder
 from hansa_server.audit_gate import check_audited, unaudited
 from hansa_server.run_folder import FinishedRun
-from hansa_simulations.audit import Audit, dp_bound, federation_rates, judged, membership_attacks
+from hansa_simulations.audit import Audit, dp_bound, judged
+from hansa_simulations.audit_attacks import federation_rates, membership_attacks
 from hansa_simulations.audit_display import AuditDisplay, print_audit
 from hansa_simulations.audit_figure import roc_png
 from hansa_simulations.audit_files import AUDIT, FIGURE, leave
@@ -49,11 +50,11 @@ def run_with(**audit):
 
 def audit_of(made, run, num_shadows=8):
     attacks, federation = made
-    return Audit(run, num_shadows, attacks, federation, judged(run, attacks, num_shadows))
+    return Audit(run, num_shadows, attacks, federation, judged(run, attacks, federation, num_shadows))
 
 
 def test_no_gate_is_asked_for_by_default():
-    assert judged(run_with(), LEAKING[0], 8) is None
+    assert judged(run_with(), *LEAKING, 8) is None
     assert agreement_with() == validate_agreement({**agreement_with().model_dump(mode="json")}, "it")
     assert unaudited(agreement_with()) == {}
     check_audited(agreement_with(), METRICS)
@@ -61,27 +62,27 @@ def test_no_gate_is_asked_for_by_default():
 
 def test_gate_opens_below_the_threshold_and_stays_shut_above_it():
     asked = {"max_true_positive_rate": 0.05, "shadows": 8}
-    assert judged(run_with(**asked), TIGHT[0], 8).passed
-    shut = judged(run_with(**asked), LEAKING[0], 8)
+    assert judged(run_with(**asked), *TIGHT, 8).passed
+    shut = judged(run_with(**asked), *LEAKING, 8)
     assert not shut.passed
     assert "agreed is at most 5.00%" in shut.reason
 
 
 def test_gate_goes_by_the_upper_end_of_the_interval_of_the_worst_model():
     found = max(a.rates.at(0.01).true_positives.high for a in TIGHT[0] if a.attack == "lira")
-    assert judged(run_with(max_true_positive_rate=found, shadows=8), TIGHT[0], 8).passed
-    assert not judged(run_with(max_true_positive_rate=found - 1e-9, shadows=8), TIGHT[0], 8).passed
+    assert judged(run_with(max_true_positive_rate=found, shadows=8), *TIGHT, 8).passed
+    assert not judged(run_with(max_true_positive_rate=found - 1e-9, shadows=8), *TIGHT, 8).passed
 
 
 def test_gate_stays_shut_for_fewer_shadows_than_agreed_and_for_another_attack():
     asked = run_with(max_true_positive_rate=0.9)
-    few = judged(asked, TIGHT[0], 8)
+    few = judged(asked, *TIGHT, 8)
     assert (few.passed, few.reason) == (False, "the agreement asks for 32 shadow federations, there were 8")
     loss_only = tuple(attack for attack in TIGHT[0] if attack.attack == "loss")
-    other = judged(asked, loss_only, 0)
+    other = judged(asked, loss_only, None, 0)
     assert not other.passed
     assert "'lira', which was not run" in other.reason
-    assert judged(run_with(max_true_positive_rate=0.9, attack="loss"), loss_only, 0).passed
+    assert judged(run_with(max_true_positive_rate=0.9, attack="loss"), loss_only, None, 0).passed
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 1.5])
@@ -122,12 +123,12 @@ def private_agreement():
 
 def test_attack_above_the_bound_of_the_runs_epsilon_is_named_and_one_below_is_not():
     agreement = private_agreement()
-    broken, kept = dp_bound(agreement, LEAKING[0]), dp_bound(agreement, TIGHT[0])
+    broken, kept = dp_bound(agreement, *LEAKING), dp_bound(agreement, *TIGHT)
     assert broken.broken_by.startswith("LiRA, online")
     assert broken.least_epsilon > broken.epsilon
     assert (kept.broken_by, kept.epsilon) == ("", broken.epsilon)
     assert kept.least_epsilon < kept.epsilon < 2.0
-    assert dp_bound(agreement_with(), LEAKING[0]) is None
+    assert dp_bound(agreement_with(), *LEAKING) is None
     audit = Audit(run_with(), 8, LEAKING[0], None, None, broken)
     assert "NOT as private as it says" in audit.verdict
 
@@ -207,11 +208,3 @@ def test_new_run_in_the_folder_takes_the_audit_with_it(left, tmp_path):
     assert (folder / run_folder.AUDIT).exists()
     run_folder.create(folder, left.run.agreement, overwrite=True)
     assert not (folder / run_folder.AUDIT).exists()
-
-
-def test_verdict_over_later_test_rows_says_what_time_can_do():
-    values = agreement_with().model_dump(mode="json")
-    values["data"] |= {"split": "time", "time_column": "day"}
-    run = FinishedRun(validate_agreement(values, "it"), METRICS, None, np.zeros(3, np.float32), None)
-    assert "time's doing; what each shadow gives away" in audit_of(LEAKING, run).verdict
-    assert "time" not in audit_of(LEAKING, run_with()).verdict

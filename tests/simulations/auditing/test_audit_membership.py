@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hansa_simulations.audit import federation_rates, membership_attacks
+from hansa_simulations.audit_attacks import federation_rates, membership_attacks
 from hansa_simulations.audit_membership import PER_ROW_SHADOWS, Shadows, confidences, lira, memberships
 
 
@@ -115,3 +115,16 @@ def test_shadows_attack_each_other_and_never_themselves():
     # A shadow that were among its own judges would be found out: its own confidence is in their mean.
     assert nothing.true_positives[0.01].low <= 0.012
     assert nothing.true_positives[0.01].estimate < 0.015
+
+
+@pytest.mark.parametrize("num_shadows", [4, 8, 32])
+def test_number_of_other_shadows_that_have_a_row_neither_tells_it_nor_hides_it(num_shadows):
+    # Of a row that one shadow has, one fewer of the others has it than has it not, and the other way round.
+    _, _, shadows = made_up(num_shadows, 20_000, 0.0)
+    assert federation_rates(shadows, 0).true_positives[0.01].estimate == pytest.approx(0.01, abs=0.0015)
+    others = shadows.without(1)
+    assert others.is_in.shape == (num_shadows - 2, 20_000)
+    assert set(others.is_in.sum(axis=0)) == {num_shadows // 2 - 1}
+    # Each row's are its own, and none is the attacked one's.
+    assert not np.isin(others.confidences, shadows.confidences[1]).any()
+    assert np.isin(others.confidences[:, 0], shadows.confidences[:, 0]).all()

@@ -11,7 +11,7 @@ import pytest
 from hansa_common.errors import UsageError
 from hansa_common.metrics import metrics_from_histogram, score_histogram
 from hansa_server.run_folder import METRICS, open_finished
-from hansa_simulations.audit import membership_attacks
+from hansa_simulations.audit_attacks import membership_attacks
 from hansa_simulations.audit_run import Auditor, Settings
 from hansa_simulations.audit_shadows import Pool, ShadowFederations, as_plain_rounds, check_divisible
 
