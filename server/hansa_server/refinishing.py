@@ -21,7 +21,7 @@ from hansa_server.exchange import Clock, Exchange
 from hansa_server.federation import SYSTEM_CLOCK, UNSEALED, register
 from hansa_server.finishing import Finished, Trained, finish
 from hansa_server.introduction import introduce
-from hansa_server.participants import Run
+from hansa_server.participants import Merchant, Run
 from hansa_server.run_events import Event
 
 
@@ -43,10 +43,20 @@ def finish_again(
         UsageError: their rows are not those that the model was trained on.
     """
     run = Run(Exchange(grid, clock, UNSEALED), agreement, agreement.fingerprint, run_id, on_event)
-    merchants, preprocessing = register(run, introduce(run))
-    if preprocessing.to_json() != trained.preprocessing:
+    return finish(run, register_again(run, trained.preprocessing), ModelSpec.from_agreement(agreement), trained)
+
+
+def register_again(run: Run, preprocessing: str) -> tuple[Merchant, ...]:
+    """The merchants of a run that is over, who are asked for their statistics as they were then.
+
+    Raises:
+        RunFailedError: too few merchants came or sent statistics.
+        UsageError: what is fitted to these is not the run's `preprocessing`, so they have other rows.
+    """
+    merchants, fitted = register(run, introduce(run))
+    if fitted.to_json() != preprocessing:
         raise UsageError(
             "these rows are not those that the model was trained on: their statistics give another preprocessing; give "
             "the table of the run, as it was, with the same merchants"
         )
-    return finish(run, merchants, ModelSpec.from_agreement(agreement), trained)
+    return merchants

@@ -26,7 +26,7 @@ from hansa_simulations.audit_membership import Shadows, confidences
 from hansa_simulations.audit_rates import least_non_members
 from hansa_simulations.audit_shadows import Pool, ShadowFederations
 from hansa_simulations.audit_workers import INSTEAD, Work, trained_confidences
-from hansa_simulations.run_tables import check_same_statistics, tables_of_run
+from hansa_simulations.run_tables import check_same_figures, check_same_statistics, tables_of_run
 from hansa_simulations.scenario import simulated_hash_key
 
 
@@ -72,16 +72,17 @@ class Auditor:
         """Run the attacks; `on_trained` hears of each shadow federation.
 
         Raises:
-            UsageError: a merchant has too few rows to be divided.
+            UsageError: the rows are not the run's, or a merchant has too few to be divided.
             RunFailedError: a shadow federation came to no model.
         """
         # First, because TensorFlow greets: there it is kept from the terminal.
         describe_device()
+        targets = self._targets()
         seed, shadows, federation = self.run.agreement.seed, None, None
         if self.num_shadows:
             shadows = self._shadows(on_trained)
             federation = federation_rates(shadows, seed)
-        attacks = membership_attacks(self._targets(), self._pool.is_member, shadows, seed)
+        attacks = membership_attacks(targets, self._pool.is_member, shadows, seed)
         return Audit(
             self.run,
             self.num_shadows,
@@ -116,6 +117,8 @@ class Auditor:
         run, programs = self.run, Programs.for_tables(self.run.agreement, *self._tables.values())
         scorer = self._pool.scorer(self._tables, programs, simulated_hash_key(run.agreement.seed))
         logits = {MODEL: [scorer.logits(name, "test", run.weights, run.preprocessing) for name in self._pool.rows]}
+        is_test = ~self._pool.is_member
+        check_same_figures(run, np.concatenate(logits[MODEL])[is_test], self._pool.labels[is_test])
         small = self._folder / run_folder.SMALL / INT8_NAME
         if small.exists():
             file, prepared = small.read_bytes(), run.preprocessing

@@ -1,22 +1,37 @@
 """The merchants' tables that a finished simulation was made from, found again: by its folder and the file it names.
 
-Promises: the same silos in the same parts as the run had; a table that is not the run's is refused, by its numbers of
-rows here, and by its statistics where `check_same_statistics` is asked. What is done with the tables is the caller's.
+Promises: the same silos in the same parts as the run had; a table that is not the run's is refused: by its numbers of
+rows here, by the statistics of its training rows where `check_same_statistics` is asked, and by the figures of its test
+rows where `check_same_figures` is. What is done with the tables is the caller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hansa_client.data import MerchantTable
+from hansa_client.guarded_trainer import in_process
+from hansa_client.programs import Programs
 from hansa_client.silos import parse_silo, split_silos
 from hansa_client.tables import read_frame
-from hansa_common import statistics
 from hansa_common.errors import UsageError
-from hansa_common.features import FittedPreprocessing
+from hansa_common.metrics import metrics_from_histogram, score_histogram
+from hansa_server.exchange import Exchange
+from hansa_server.federation import SYSTEM_CLOCK, UNSEALED
+from hansa_server.participants import Run
+from hansa_server.refinishing import register_again
 from hansa_server.run_folder import FinishedRun
 from hansa_simulations.cli import DEMO_SOURCE, demo_scenario, merchant_tables
+from hansa_simulations.grid import LocalGrid, server_identity
+from hansa_simulations.scenario import simulated_merchants
+
+# Two machines compute a network differently by this much.
+_LAST_DIGITS: Final = 1e-4
 
 
 def tables_of_run(
@@ -47,22 +62,36 @@ def tables_of_run(
 
 
 def check_same_statistics(finished: FinishedRun, tables: Mapping[str, MerchantTable]) -> None:
-    """See that the tables' training rows give the very preprocessing that the run was fitted, where that has no noise.
+    """See that merchants with these tables give the very preprocessing that the run was fitted: they are asked once
+    more, under the same rules, masks and noise, all of which a simulation draws from the agreement's seed.
+
+    Where the agreement takes nothing from rows (`statistics = "domains"`), that says nothing: `check_same_figures`.
 
     Raises:
         UsageError: they do not, so they are other rows.
     """
-    if finished.agreement.privacy.dp is not None:
-        return
-    vectors = []
-    for table in tables.values():
-        columns = {name: values[table.train] for name, values in table.columns.items()}
-        vectors.append(statistics.measure(finished.agreement, columns, table.labels[table.train]))
-    if FittedPreprocessing.fit(finished.agreement, statistics.merge(vectors)) != finished.preprocessing:
-        raise UsageError(
-            "these rows are not those that the model was trained on: their statistics give another preprocessing; give "
-            "the table of the run, as it was, with the same merchants"
-        )
+    agreement = finished.agreement
+    merchants = simulated_merchants(agreement, tables, Programs.for_tables(agreement, *tables.values()))
+    exchange = Exchange(LocalGrid(in_process(agreement, merchants)), SYSTEM_CLOCK, UNSEALED)
+    run = Run(exchange, agreement, agreement.fingerprint, "the run's rows, once more", lambda _: None)
+    with server_identity():
+        register_again(run, finished.preprocessing.to_json())
+
+
+def check_same_figures(finished: FinishedRun, logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+    """See that the kept model's logits of all test rows (rows,) give the figures that the run was told to have.
+
+    Raises:
+        UsageError: they do not, so they are other rows.
+    """
+    told, found = finished.metrics["federated"], metrics_from_histogram(score_histogram(logits, labels))
+    for name in ("roc_auc", "pr_auc"):
+        known, now = told.get(name), None if found is None else getattr(found, name)
+        if (known is None) != (now is None) or (now is not None and abs(known - now) > _LAST_DIGITS):
+            raise UsageError(
+                f"these rows are not those of the run: the kept model has {name} {now} on their test rows, and the run "
+                f"tells {known}; give the table of the run, as it was, with the same merchants"
+            )
 
 
 def _check_rows(finished: FinishedRun, tables: Mapping[str, MerchantTable], source: Path) -> None:

@@ -96,20 +96,6 @@ def test_merchant_that_cannot_be_divided_is_refused(coins):
         check_divisible({**tables, "birch": few})
 
 
-@pytest.mark.parametrize("change", ["a row less", "another number", "shops without a name"])
-def test_other_rows_than_the_runs_are_refused(coin_run, coins, tmp_path, change):
-    table = coins.rows()
-    if change == "a row less":
-        table, words = table.iloc[9:], "training rows there"
-    elif change == "another number":
-        table["n0"], words = table["n1"], "not those that the model was trained on"
-    else:
-        table["shop"], words = "alder", "birch"
-    table.to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(UsageError, match=words):
-        Auditor(coin_run.folder, tmp_path / "other.csv", Settings("loss"))
-
-
 def test_folder_without_a_simulation_and_rows_that_are_not_named_are_refused(coin_run, tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         Auditor(tmp_path, coin_run.data, Settings())
