@@ -44,11 +44,12 @@ from hansa_common.messages import (
     StatisticsReply,
 )
 from hansa_common.record_types import Order
+from hansa_common.round_vector import RoundVector
 from hansa_common.secret_sharing import DrawBytes
 from hansa_common.secure_agreement import identities_of
 from hansa_common.secure_groups import session_of
 from hansa_common.secure_keys import Session, development_identity
-from hansa_common.secure_layouts import evaluation_layout, round_layout, statistics_layout
+from hansa_common.secure_layouts import evaluation_layout, round_layout, rounding, statistics_layout
 from hansa_common.secure_messages import (
     KeysOrder,
     KeysReply,
@@ -179,8 +180,11 @@ class MaskedSums:
                 "into the sum; lower the learning rate, or agree on a larger bound"
             )
         histogram = reply.validation if _asks_for_figures(order) else np.zeros_like(reply.validation)
-        layout = round_layout(self._agreement, reply.update.size)
-        return self._noised(layout.encode(reply.update, reply.train_loss, reply.num_examples, histogram), reply)
+        layout = round_layout(self._agreement, reply.update.size, reply.round)
+        told = (reply.update, reply.train_loss, reply.num_examples, histogram)
+        if isinstance(layout, RoundVector):
+            return self._noised(layout.encode(*told), reply)
+        return layout.encode(*told, rounding(self._agreement, self._merchant, reply.round))
 
     def _noised(self, vector: Ring, reply: RoundReply) -> Ring:
         """The vector with this merchant's share of the noise, where noise is shared."""

@@ -32,12 +32,16 @@ _DIGIT: Final = 2**15
 
 @dataclass(frozen=True)
 class RoundSum:
-    """What the coordinator learns of a round: of all merchants in the sum together."""
+    """What the coordinator learns of a round: of all merchants in the sum together.
+
+    `most_error`: how far, in L2 norm, the mean update is off at most where it was rounded by chance (short_updates.py).
+    """
 
     mean_update: NDArray[np.float64]
     mean_loss: float
     num_examples: int
     counts: NDArray[np.int64]
+    most_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class RoundVector:
         digits = [counts % _DIGIT, counts // _DIGIT] if self._num_digits > 1 else [counts]
         return np.concatenate([encoded, *(digit.astype(np.uint32) for digit in digits)])
 
-    def decode(self, ring_sum: Ring) -> RoundSum:
-        """What the sum (num_elements,) of merchants' vectors says.
+    def decode(self, ring_sum: Ring, num_merchants: int) -> RoundSum:
+        """What the sum (num_elements,) of so many merchants' vectors says.
 
         Raises:
             ValueError: it is not of vectors of this layout.
@@ -94,7 +98,7 @@ class RoundVector:
         mean, num_examples = self.fixed.decode_mean(ring_sum[:start])
         digits = ring_sum[start:].reshape(self._num_digits, self.num_counts).astype(np.int64)
         counts = digits[0] + (digits[1] * _DIGIT if self._num_digits > 1 else 0)
-        if counts.size and counts.max() > self.max_count * self.fixed.max_merchants:
+        if counts.size and counts.max() > self.max_count * num_merchants:
             raise ValueError(f"the sum has a count of {counts.max()}: it is not one of this cohort's vectors")
         loss = float(mean[-1]) / self.fixed.max_norm * MAX_LOSS
         return RoundSum(mean[:-1], loss, num_examples, counts)

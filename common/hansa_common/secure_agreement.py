@@ -5,7 +5,8 @@ Under `double-masking` the coordinator learns sums over at least `smallest_sum` 
 differ in whom they were asked of.
 
 A sum is of whole numbers: how far a masked mean is off follows from the bounds that were agreed on (masking.py), so
-these have to be near what updates and tables really are.
+these have to be near what updates and tables really are; the more so where an update goes in few bits
+(short_updates.py).
 """
 
 from __future__ import annotations
@@ -32,21 +33,28 @@ LEAST_IN_SUM: Final = 3
 MAX_MEAN_ERROR: Final = 1e-4
 ROWS_OF_ERROR: Final = 1000
 _USUAL_NORM: Final = 10.0
+_RING: Final = 2**32
 
 
 class SecureAggregation(Section):
     """How merchants' vectors are added up unseen. `threshold` is how many shares open a secret; None: the least that
-    holds, which tolerates the most dropouts.
+    holds, which tolerates the most dropouts. `update_bits` is in how many bits at least an update goes; None: in 32.
     """
 
     protocol: Literal["none", "double-masking"] = "none"
     colluders: Annotated[int, Field(ge=0, le=10_000)] = 0
     threshold: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    update_bits: Annotated[int, Field(ge=2, le=8)] | None = None
 
     @model_validator(mode="after")
     def _limits_are_of_a_protocol(self) -> Self:
         if self.protocol == "none" and (self.colluders or self.threshold is not None):
             raise ValueError("colluders and threshold are for protocol = 'double-masking'; set it, or leave them out")
+        if self.protocol == "none" and self.update_bits is not None:
+            raise ValueError(
+                f"update_bits {self.update_bits} is for protocol = 'double-masking', where updates are whole numbers; "
+                "set it, or leave update_bits out"
+            )
         return self
 
     @property
@@ -84,9 +92,9 @@ def fixed_point_of(agreement: Agreement) -> FixedPoint:
     return _fixed_point(agreement.cohort, agreement.roster)
 
 
-def fixed_point_of(agreement: Agreement) -> FixedPoint:
-    """How updates become whole numbers under an agreement that has passed its checks."""
-    return _fixed_point(agreement.cohort, agreement.roster)
+def most_in_sum(roster: Sequence[str], robustness: Robustness) -> int:
+    """How many merchants the largest group has, or the roster without groups."""
+    return -(-len(roster) // (robustness.groups or 1))
 
 
 def identities_of(agreement: Agreement) -> Mapping[str, str]:
@@ -110,16 +118,29 @@ def secure_words(agreement: Agreement) -> list[str]:
     """What the section means for this roster, one sentence a line; nothing where nothing is masked."""
     if not agreement.secure_aggregation.is_on:
         return []
-    limits, error = thresholds_of(agreement), mean_error(agreement.cohort, agreement.roster)
-    groups = agreement.robustness.groups
+    limits, groups = thresholds_of(agreement), agreement.robustness.groups
     of = "" if groups is None else f" of a group, {groups} of which are drawn anew for each sum"
     sums = (
         f"the coordinator sees sums over at least {limits.smallest_sum} of {limits.num_merchants} merchants{of}, and "
         f"no single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} "
         f"shares open a secret, and up to {limits.dropouts} may drop out of a sum"
     )
-    off = f"at {ROWS_OF_ERROR:,} training rows a merchant, masking moves a mean update by {error:.1g} a coordinate"
-    return [sums, f"{off} at most"]
+    return [sums, _rounding_words(agreement)]
+
+
+def _rounding_words(agreement: Agreement) -> str:
+    bits = agreement.secure_aggregation.update_bits
+    if bits is None:
+        error = mean_error(agreement.cohort, agreement.roster)
+        off = f"at {ROWS_OF_ERROR:,} training rows a merchant, masking moves a mean update by {error:.1g} a coordinate"
+        return f"{off} at most"
+    num_merchants = most_in_sum(agreement.roster, agreement.robustness)
+    per_element, error = _per_element(bits, num_merchants), _short_error(bits, num_merchants)
+    return (
+        f"an update goes in numbers of at least {bits} bits, {per_element} of them in 4 bytes, rounded by chance: that "
+        f"moves a mean of {num_merchants} merchants by nothing on average, and by a deviation of at most {error:.2g} "
+        "times max_update_norm where they have half of max_examples"
+    )
 
 
 def secure_json(agreement: Agreement) -> dict[str, Any]:
@@ -129,7 +150,11 @@ def secure_json(agreement: Agreement) -> dict[str, Any]:
         return {"protocol": agreed["protocol"]}
     limits = thresholds_of(agreement)
     follows = {"threshold": limits.threshold, "least_in_sum": limits.smallest_sum, "dropouts": limits.dropouts}
-    return {**agreed, **follows, "mean_error": mean_error(agreement.cohort, agreement.roster)}
+    bits = agreement.secure_aggregation.update_bits
+    if bits is None:
+        return {**agreed, **follows, "mean_error": mean_error(agreement.cohort, agreement.roster)}
+    num_merchants = most_in_sum(agreement.roster, agreement.robustness)
+    return {**agreed, **follows, "relative_error": _short_error(bits, num_merchants)}
 
 
 def check_secure_aggregation_fits(
@@ -152,6 +177,7 @@ def check_secure_aggregation_fits(
         _of_merchants(section, cohort, roster, robustness.groups or 1),
         _of_training(training, robustness),
         _of_releases(privacy, compression),
+        _of_update_bits(section, cohort, most_in_sum(roster, robustness), privacy),
     )
     if problem := next(found, None):
         raise ValueError(f"[secure_aggregation] {problem}")
@@ -214,6 +240,35 @@ def _of_releases(privacy: Privacy, compression: Compression) -> Iterator[str]:
             f"refuses compression.format {compression.format!r}: ranges and judgements leave merchant by merchant in "
             "this version; set format = 'none'"
         )
+
+
+def _of_update_bits(section: SecureAggregation, cohort: Cohort, num_merchants: int, privacy: Privacy) -> Iterator[str]:
+    if section.update_bits is None:
+        return
+    if privacy.dp is not None:
+        yield (
+            f"refuses update_bits {section.update_bits} under [privacy.dp]: noise is on every coordinate, and what few "
+            "bits cut off and round of it nobody has accounted for; leave update_bits out"
+        )
+    if cohort.max_examples * num_merchants >= _RING:
+        most = (_RING - 1) // num_merchants
+        yield (
+            f"packs counts of rows under update_bits, and {num_merchants} merchants of cohort.max_examples "
+            f"{cohort.max_examples} have more than fit; agree on max_examples of at most {most}"
+        )
+
+
+def _per_element(bits: int, num_merchants: int) -> int:
+    from hansa_common.packing import Packing
+    from hansa_common.short_updates import top_level
+
+    return Packing(1, 2 * top_level(bits, num_merchants), num_merchants).per_element
+
+
+def _short_error(bits: int, num_merchants: int) -> float:
+    from hansa_common.short_updates import relative_error, top_level
+
+    return relative_error(top_level(bits, num_merchants), num_merchants, mean_share=0.5)
 
 
 def _fixed_point(cohort: Cohort, roster: Sequence[str]) -> FixedPoint:

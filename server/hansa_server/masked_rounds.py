@@ -23,6 +23,7 @@ from hansa_common.secure_groups import num_groups_of
 from hansa_common.secure_layouts import round_layout
 from hansa_common.secure_messages import MaskableOrder
 from hansa_common.shared_noise import longest_mean
+from hansa_common.short_round import ShortRoundVector
 from hansa_server.aggregation import Doubles
 from hansa_server.algorithms import NONE, control_step_from_mean, step
 from hansa_server.masked_exchanges import OrderOf
@@ -45,7 +46,7 @@ def run_masked_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) ->
     began = run.exchange.clock.now()
     names = tuple(merchant.name for merchant in merchants)
     run.tell(RoundStarted(asked.number, asked.plan_index, names, asked.stage))
-    layout = round_layout(run.agreement, asked.state.server.weights.size)
+    layout = round_layout(run.agreement, asked.state.server.weights.size, asked.number)
     sums = masked_sums(
         run, merchants, f"round {asked.number}", masked_order(run, asked), layout.num_elements,
         on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
@@ -82,15 +83,14 @@ class _Learned:
     validation: Metrics | None = None
 
 
-def _learned(run: Run, asked: Round, layout: RoundVector, summed: Summed) -> _Learned:
+def _learned(run: Run, asked: Round, layout: RoundVector | ShortRoundVector, summed: Summed) -> _Learned:
     if summed.total is None:
         return _Learned(summed)
     cohort = run.agreement.cohort
     try:
-        found = layout.decode(summed.total)
+        found = layout.decode(summed.total, len(summed.in_sum))
         check_histogram(found.counts, cohort.max_examples * len(run.agreement.roster))
-        longest = longest_mean(run.agreement, asked.plan.learning_rate, found.num_examples)
-        check_mean(found.mean_update, longest)
+        check_mean(found, longest_mean(run.agreement, asked.plan.learning_rate, found.num_examples))
     except ValueError as error:
         run.tell(SumAbandoned(f"round {asked.number}", IMPLAUSIBLE, str(error)))
         return _Learned(replace(summed, total=None, in_sum={}, abandoned=IMPLAUSIBLE))
@@ -122,14 +122,14 @@ def masked_order(run: Run, asked: Round) -> OrderOf:
     return order
 
 
-def check_mean(mean_update: Doubles, max_norm: float) -> None:
+def check_mean(found: RoundSum, max_norm: float) -> None:
     """Refuse a mean update that no merchants within the agreed bound can have.
 
     Raises:
-        ValueError: it is longer than any of them may be.
+        ValueError: it is longer than any of them may be, by more than what rounding it can add.
     """
-    norm = float(np.sqrt(np.sum(np.square(mean_update))))
-    if not norm <= max_norm * _ROUNDING:
+    norm = float(np.sqrt(np.sum(np.square(found.mean_update))))
+    if not norm <= max_norm * _ROUNDING + found.most_error:
         raise ValueError(f"the mean update has norm {norm:.4g}, of one merchant at most {max_norm:g} is allowed")
 
 

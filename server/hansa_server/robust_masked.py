@@ -45,16 +45,16 @@ def run_grouped_round(run: Run, merchants: tuple[Merchant, ...], asked: Round) -
     names = tuple(merchant.name for merchant in merchants)
     run.tell(RoundStarted(asked.number, asked.plan_index, names, asked.stage))
     agreement, what = run.agreement, f"round {asked.number}"
-    layout = round_layout(agreement, asked.state.server.weights.size)
+    layout = round_layout(agreement, asked.state.server.weights.size, asked.number)
     sums = masked_sums(
         run, merchants, what, masked_order(run, asked), layout.num_elements,
         on_reply=lambda name: run.tell(ReplyReceived(asked.number, name)),
     )  # fmt: skip
 
     def decode(total: Ring, num_merchants: int) -> RoundSum:
-        found = layout.decode(total)
+        found = layout.decode(total, num_merchants)
         check_histogram(found.counts, agreement.cohort.max_examples * num_merchants)
-        check_mean(found.mean_update, longest_mean(agreement, asked.plan.learning_rate, found.num_examples))
+        check_mean(found, longest_mean(agreement, asked.plan.learning_rate, found.num_examples))
         return found
 
     known = _decoded(run, what, sums.of_groups, decode)

@@ -183,7 +183,7 @@ class RoundFinished(Event):
         selected = f", made of the update of {', '.join(self.selected)} alone" if self.selected else ""
         return (
             f"{stage}round {self.round}: {replies}, validation PR-AUC of the incoming model {came_in}, "
-            f"{self.seconds:.1f} s{selected}{outcome}"
+            f"{self.seconds:.1f} s, {traffic(self.bytes_received, self.bytes_sent)}{selected}{outcome}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -366,6 +366,15 @@ def areas(metrics: Metrics | None) -> dict[str, float] | None:
     True
     """
     return None if metrics is None else {"roc_auc": metrics.roc_auc, "pr_auc": metrics.pr_auc}
+
+
+def traffic(bytes_received: int, bytes_sent: int) -> str:
+    """What went to and fro, in the coordinator's words.
+
+    >>> traffic(1_234_567, 20_000)
+    '1.23 MB received, 0.02 MB sent'
+    """
+    return f"{bytes_received / 1e6:.2f} MB received, {bytes_sent / 1e6:.2f} MB sent"
 
 
 def _merchants(count: int) -> str:

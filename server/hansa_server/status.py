@@ -34,12 +34,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run that this server was given, by the folder that it writes into; `rounds_done` counts its rounds so far."""
+    """A run that this server was given, by the folder that it writes into; `rounds_done` counts its rounds so far, and
+    the bytes are those of their exchanges.
+    """
 
     flower_id: int
     folder: Path
     state: str
     rounds_done: int
+    bytes_received: int
+    bytes_sent: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "folder": str(self.folder),
+            "state": self.state,
+            "rounds_done": self.rounds_done,
+            "bytes_received": self.bytes_received,
+            "bytes_sent": self.bytes_sent,
+        }
 
 
 @dataclass(frozen=True)
@@ -74,9 +88,7 @@ class Status:
         return {
             "server": None if self.server is None else _server_json(self.server),
             "merchants": {merchant.name: _merchant_json(merchant) for merchant in self.merchants},
-            "runs": [
-                {"folder": str(run.folder), "state": run.state, "rounds_done": run.rounds_done} for run in self.runs
-            ],
+            "runs": [run.to_json() for run in self.runs],
             "unknown_nodes": self.num_unknown_nodes,
         }
 
@@ -117,7 +129,9 @@ class _Known:
         )
 
     def _run(self, run: KnownRun) -> RunStatus:
-        return RunStatus(run.run_id, run.folder, self._state(run), len(_rounds(run.folder)))
+        rounds = _rounds(run.folder)
+        received, sent = (sum(entry[key] for entry in rounds) for key in ("bytes_received", "bytes_sent"))
+        return RunStatus(run.run_id, run.folder, self._state(run), len(rounds), received, sent)
 
     def _merchant(self, name: str) -> MerchantStatus:
         ledger = self._ledgers.get(name)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hansa_server.run_events import traffic
 from hansa_server.server_process import ServerProcess
 from hansa_server.status import MerchantStatus, Status, read_status
 
@@ -37,7 +38,9 @@ def show(found: Status, console: Console, now: datetime) -> None:
     """Print a status for people."""
     server = found.server
     lines = ["server: is not running" if server is None else f"server: {_where(server)}, process {server.pid}"]
-    lines += [f"run in {run.folder}: {run.state}, rounds done: {run.rounds_done}" for run in found.runs]
+    for run in found.runs:
+        came_and_went = traffic(run.bytes_received, run.bytes_sent)
+        lines.append(f"run in {run.folder}: {run.state}, rounds done: {run.rounds_done}, {came_and_went}")
     if found.num_unknown_nodes:
         lines.append(f"connected, not introduced yet: {found.num_unknown_nodes}")
     for merchant in found.merchants:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hansa_server.progress import duration
+from hansa_server.run_events import traffic
 from hansa_simulations.scenario import BaselineProgress
 
 _PARTIES: Final = {"local": "Alone", "federated": "Together", "pooled": "Pooled"}
@@ -78,6 +79,9 @@ def print_summary(metrics: Mapping[str, Any], report: Path, console: Console | N
     table.add_row(everyone, *(_areas(metrics[party]) for party in parties), style="bold")
     console = Console() if console is None else console
     console.print(table)
+    rounds = metrics["rounds"]
+    received, sent = (sum(entry[key] for entry in rounds) for key in ("bytes_received", "bytes_sent"))
+    console.print(Text(f"{len(rounds)} rounds, {traffic(received, sent)} by the coordinator"))
     console.print(Text(f"agreement {metrics['agreement_fingerprint'][:12]}, seed {metrics['seed']}"))
     if "audit" in metrics:
         console.print(Text(metrics["audit"]["verdict"]), soft_wrap=True)

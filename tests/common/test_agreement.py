@@ -19,7 +19,7 @@ from hansa_common.errors import AgreementError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOML = (GOLDEN / "agreement.toml").read_text()
-GOLDEN_FINGERPRINT = "fd5c1f702ddf5fdca831f6fa35c7469b19283453a6e96320422f3c89e5500132"
+GOLDEN_FINGERPRINT = "33515c831521f941173349bbce068716888dc0262f4327de9a06499f1996932c"
 
 # Something else to say for a value, for one or another of the fields that hold its kind of value.
 WORDS = (
@@ -63,7 +63,7 @@ def another_value(values, places, place, value):
 # A rule needs a number of dishonest merchants, and what is said beside it a rule: test_robust_agreement.py.
 ROBUSTNESS = {f"robustness.{key}" for key in ("rule", "num_dishonest", "max_norm", "groups")}
 # They need bounds that few agreements have: test_secure_agreement.py.
-SECURE_AGGREGATION = {f"secure_aggregation.{key}" for key in ("protocol", "colluders", "threshold")}
+SECURE_AGGREGATION = {f"secure_aggregation.{key}" for key in ("protocol", "colluders", "threshold", "update_bits")}
 # It needs keys, or stands beside a bound: test_audit_agreement.py and its like.
 AUDIT = {f"audit.{key}" for key in ("attack", "max_true_positive_rate", "shadows")}
 # What stands alone or not at all: the version, a feature's kind (other kinds have other fields), and values that must

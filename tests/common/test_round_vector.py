@@ -29,7 +29,7 @@ def test_a_sum_gives_the_means_and_the_totals(num_merchants, max_norm, max_examp
     counts[:, 0] = max_count
     encoded = [layout.encode(*parts) for parts in zip(updates, losses, rows.tolist(), counts, strict=True)]
     assert all(vector.shape == (layout.num_elements,) for vector in encoded)
-    found = layout.decode(ring_sum(encoded))
+    found = layout.decode(ring_sum(encoded), num_merchants)
     assert found.num_examples == rows.sum()
     np.testing.assert_array_equal(found.counts, counts.sum(axis=0))
     error = layout.fixed.mean_error(num_merchants, found.num_examples)
@@ -52,7 +52,7 @@ def encoded(layout, **changes):
     ("loss", "told"), [(0.0, 0.0), (MAX_LOSS, 64), (1e9, 64), (np.inf, 64), (np.nan, 64), (-1, 64)]
 )
 def test_a_loss_out_of_bounds_is_told_as_the_largest_and_moves_nothing_else(loss, told):
-    found = layout_of().decode(encoded(layout_of(), loss=loss))
+    found = layout_of().decode(encoded(layout_of(), loss=loss), 1)
     assert found.mean_loss == pytest.approx(told, abs=1e-5)
     assert (found.num_examples, found.counts.tolist()) == (5, [1, 2, 3])
     assert not found.mean_update.any()
@@ -84,10 +84,10 @@ def test_a_sum_that_is_none_of_these_vectors_is_not_decoded():
     layout = layout_of()
     vector = encoded(layout)
     with pytest.raises(ValueError, match="a sum of 7 elements, this layout has 8"):
-        layout.decode(vector[:-1])
+        layout.decode(vector[:-1], 3)
     vector[-1] = 301
     with pytest.raises(ValueError, match="the sum has a count of 301"):
-        layout.decode(vector)
+        layout.decode(vector, 3)
 
 
 @pytest.mark.parametrize("values", [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 2**30)])

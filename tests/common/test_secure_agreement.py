@@ -11,10 +11,12 @@ from hansa_common.secure_agreement import (
     MAX_MEAN_ERROR,
     fixed_point_of,
     identities_of,
+    secure_json,
     secure_words,
     thresholds_of,
 )
 from hansa_common.secure_keys import development_identity
+from hansa_common.short_updates import top_level
 
 ROSTER = ("alder", "birch", "cedar", "dogwood")
 COHORT = {"min_merchants": 3, "max_update_norm": 10, "max_examples": 100_000}
@@ -41,6 +43,13 @@ def auto(**candidate):
     return {"algorithm": "auto", "rounds": 12, "candidates": plans}
 
 
+PRIVATE = {
+    "privacy": {
+        "dp": {"epsilon": 90.0, "noise_multiplier": 0.5, "sampling_rate": 0.2, "statistics_noise_multiplier": 1.0}
+    },
+    "model": {"dropout": 0.0},
+    "training": {"algorithm": "fedavg", "rounds": 2, "plan": {"optimizer": "sgd", "local_steps": 5}},
+}
 REFUSED = {
     "no roster": ({"roster": []}, ["a roster of 3 merchants at least, there are 0"]),
     "two merchants": ({"roster": list(ROSTER[:2]), "cohort": {**COHORT, "min_merchants": 2}}, ["there are 2"]),
@@ -66,6 +75,26 @@ REFUSED = {
     "a small model": ({"compression": {"format": "int8"}}, ["format = 'none'"]),
     "colluders without a protocol": ({"secure_aggregation": {"colluders": 1}}, ["'double-masking'", "leave them out"]),
     "threshold without a protocol": ({"secure_aggregation": {"threshold": 3}}, ["'double-masking'"]),
+    "few bits without a protocol": (
+        {"secure_aggregation": {"update_bits": 8}},
+        ["update_bits 8 is for protocol = 'double-masking'", "leave update_bits out"],
+    ),
+    "few bits under noise": (
+        {"secure_aggregation": section(update_bits=4), **PRIVATE},
+        ["refuses update_bits 4 under [privacy.dp]", "leave update_bits out"],
+    ),
+    "counts that do not fit beside few bits": (
+        {
+            "secure_aggregation": section(update_bits=8),
+            "cohort": {**COHORT, "max_update_norm": 1e-3, "max_examples": 2**30},
+        },
+        ["cohort.max_examples 1073741824", "max_examples of at most 1073741823"],
+    ),
+    "more bits than eight": (
+        {"secure_aggregation": section(update_bits=9)},
+        ["update_bits", "less than or equal to 8"],
+    ),
+    "a single bit": ({"secure_aggregation": section(update_bits=1)}, ["update_bits", "greater than or equal to 2"]),
 }
 
 
@@ -116,6 +145,39 @@ def test_words_tell_the_threshold_who_may_drop_out_and_who_may_collude(num_merch
 def test_words_tell_the_fixed_points_error_and_nothing_where_nothing_is_masked():
     assert "by 9e-07 a coordinate" in secure_words(agreed())[1]
     assert secure_words(agreed(secure_aggregation={})) == []
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "fedadam", "fedprox"])
+def test_few_bits_go_with_every_algorithm(algorithm):
+    plan = {"optimizer": "sgd", "local_steps": 40}
+    agreed(training={"algorithm": algorithm, "plan": plan}, secure_aggregation=section(update_bits=2))
+
+
+def test_noise_without_few_bits_is_taken():
+    agreed(secure_aggregation=section(), **PRIVATE)
+
+
+@pytest.mark.parametrize(
+    ("bits", "num_merchants", "groups", "most_in_sum", "told"),
+    [
+        (8, 4, None, 4, ["at least 8 bits, 3 of them in 4 bytes", "at most 0.0074 times max_update_norm"]),
+        (4, 10, None, 10, ["at least 4 bits, 4 of them in 4 bytes", "at most 0.079 times max_update_norm"]),
+        (8, 17, 3, 6, ["at least 8 bits, 3 of them in 4 bytes"]),
+    ],
+)
+def test_words_tell_what_few_bits_save_and_by_how_much_they_move_a_mean(bits, num_merchants, groups, most_in_sum, told):
+    robust = {} if groups is None else {"robustness": {"rule": "median", "num_dishonest": 1, "groups": groups}}
+    agreement = agreed(
+        roster=[f"merchant {place}" for place in range(num_merchants)],
+        training={"algorithm": "fedavg"},
+        secure_aggregation=section(update_bits=bits),
+        **robust,
+    )
+    words = secure_words(agreement)[-1]
+    assert all(each in words for each in (*told, f"a mean of {most_in_sum} merchants")), words
+    figures = secure_json(agreement)
+    assert figures["update_bits"] == bits
+    assert figures["relative_error"] == pytest.approx(3 / top_level(bits, most_in_sum) / most_in_sum**0.5)
 
 
 def test_keys_are_those_of_trust_or_such_as_everyone_can_derive_from_a_name():

@@ -107,7 +107,7 @@ MEANING = {
         "dp": None,
     },
     "robustness": {"rule": "mean", "num_dishonest": 0, "max_norm": None, "groups": None},
-    "secure_aggregation": {"protocol": "none", "colluders": 0, "threshold": None},
+    "secure_aggregation": {"protocol": "none", "colluders": 0, "threshold": None, "update_bits": None},
     "compression": {
         "format": "none",
         "range_quantile": 0.9999,

@@ -29,7 +29,7 @@ def world(coordinator):
     weights = initial_weights(ModelSpec.from_agreement(agreement), agreement.seed)
     nothing = np.zeros(statistics_length(agreement), np.int64)
     preprocessing = FittedPreprocessing.fit(agreement, nothing).to_json()
-    return weights, preprocessing, round_layout(agreement, weights.size).num_elements
+    return weights, preprocessing, round_layout(agreement, weights.size, 1).num_elements
 
 
 def training(coordinator, world, **changes):
@@ -51,7 +51,7 @@ def opened(coordinator, closed):
 
 def test_sum_over_the_same_order_is_known_and_over_different_ones_is_noise(coordinator, world):
     """Different weights to one merchant, whose update alone would be in the sum (Pasquini et al., 2022)."""
-    layout = round_layout(coordinator.agreement, world[0].size)
+    layout = round_layout(coordinator.agreement, world[0].size, 1)
     found = {}
     for number, changed in enumerate(({}, {"weights": world[0] + np.float32(0.5)}), 1):
         fields = training(coordinator, world, round=number, asks_scores=number == 1)
@@ -62,13 +62,13 @@ def test_sum_over_the_same_order_is_known_and_over_different_ones_is_noise(coord
         )
         asked = common_hash(coordinator, offers, RoundOrder, **fields)
         found[number] = unmasked_sum(closed, asked, opened(coordinator, closed))[0]
-    assert layout.decode(found[1]).num_examples > 300
+    assert layout.decode(found[1], 5).num_examples > 300
     # The histogram's counts are zero but for a few bins, where they are not noise.
     assert np.count_nonzero(found[1][-1000:]) < 50
     assert np.count_nonzero(found[2][-1000:]) > 990
     assert abs(np.unpackbits(found[2].view(np.uint8)).mean() - 0.5) < 0.01
     with pytest.raises(ValueError, match="not one of this cohort's vectors"):
-        layout.decode(found[2])
+        layout.decode(found[2], 5)
 
 
 def test_shares_are_opened_once_and_never_both_halves_of_a_secret(coordinator, world):
@@ -196,7 +196,7 @@ def test_statistics_and_scores_of_the_same_weights_are_released_in_one_sum(coord
 
 
 def test_round_over_weights_that_were_scored_tells_no_histogram_again(coordinator, world):
-    fields, layout = training(coordinator, world), round_layout(coordinator.agreement, world[0].size)
+    fields, layout = training(coordinator, world), round_layout(coordinator.agreement, world[0].size, 1)
     counts = []
     for number, asks_scores in ((1, True), (2, False)):
         offers = coordinator.offers(number)
@@ -205,7 +205,7 @@ def test_round_over_weights_that_were_scored_tells_no_histogram_again(coordinato
         total, _ = unmasked_sum(
             closed, common_hash(coordinator, offers, RoundOrder, **asked), opened(coordinator, closed)
         )
-        counts.append(int(layout.decode(total).counts.sum()))
+        counts.append(int(layout.decode(total, 5).counts.sum()))
     assert counts[0] > 0
     assert counts[1] == 0
 

@@ -33,9 +33,10 @@ FINISHED = RoundFinished(
     aggregated=True,
     validation=METRICS,
     train_loss=0.5,
-    bytes_received=1,
-    bytes_sent=1,
+    bytes_received=1_500_000,
+    bytes_sent=20_000,
 )
+CAME = "1.50 MB received, 0.02 MB sent"
 
 
 class Watched:
@@ -77,9 +78,9 @@ def test_pipe_gets_one_line_a_round_with_the_time_left():
         watched.rounds(3, seconds_each=4.0)
     came_in = f"validation PR-AUC of the incoming model {METRICS.pr_auc:.4f}"
     assert lines(watched)[1:] == [
-        f"round 1: 1 of 2 merchants, {came_in}, 4.0 s, at most 36 s left",
-        f"round 2: 1 of 2 merchants, {came_in}, 4.0 s, at most 32 s left",
-        f"round 3: 1 of 2 merchants, {came_in}, 4.0 s, at most 28 s left",
+        f"round 1: 1 of 2 merchants, {came_in}, 4.0 s, {CAME}, at most 36 s left",
+        f"round 2: 1 of 2 merchants, {came_in}, 4.0 s, {CAME}, at most 32 s left",
+        f"round 3: 1 of 2 merchants, {came_in}, 4.0 s, {CAME}, at most 28 s left",
     ]
 
 
@@ -92,7 +93,7 @@ def test_run_that_goes_on_reckons_the_time_left_from_its_own_rounds():
         watched.seconds += 4.0
         watched.show(replace(FINISHED, round=7))
     assert "run run goes on after round 6; waiting for 2 merchants" in lines(watched)[0]
-    assert lines(watched)[-1].endswith("4.0 s, at most 12 s left")
+    assert lines(watched)[-1].endswith(f"4.0 s, {CAME}, at most 12 s left")
 
 
 def test_terminal_shows_round_cohort_and_best_figure_while_a_round_runs():

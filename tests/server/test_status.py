@@ -79,8 +79,11 @@ def serving(coordinator):
         yield coordinator
 
 
+BYTES = {"bytes_received": 2_500_000, "bytes_sent": 1_000}
+
+
 def round_of(*cohort: str, dropped=(), aggregated=True) -> dict:
-    return {"cohort": list(cohort), "dropped": dict.fromkeys(dropped, "deadline"), "aggregated": aggregated}
+    return {"cohort": list(cohort), "dropped": dict.fromkeys(dropped, "deadline"), "aggregated": aggregated, **BYTES}
 
 
 def merchants(coordinator) -> dict:
@@ -194,10 +197,11 @@ def test_command_prints_json_and_a_table(serving, hansa):
     known = {"connected": True, "version": "0.1.0", "agreement_approved": True, "rounds_served": 1}
     assert alder == {**known, "in_two_places": None, "ledger_went_back": None, "ledger_lines": None}
     assert told["server"]["address"] == "127.0.0.1:8000"
-    assert told["runs"] == [{"folder": str(run.folder), "state": "running", "rounds_done": 1}]
+    assert told["runs"] == [{"folder": str(run.folder), "state": "running", "rounds_done": 1, **BYTES}]
 
     shown = io.StringIO()
     status_command.show(read_status(serving.state), Console(file=shown, width=120), datetime.now(UTC))
+    assert "running, rounds done: 1, 2.50 MB received, 0.00 MB sent" in shown.getvalue()
     (row,) = [line for line in shown.getvalue().splitlines() if "alder" in line]
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["alder", "yes", "now", "0.1.0", "yes", "1"]
 
@@ -229,9 +233,8 @@ def test_privacy_ledger_that_went_back_is_told_to_whoever_asks(serving, hansa, w
     known = {"ledger": "4:" + "a" * 64, "key": "", "went_back": "2026-01-02T03:04:05+00:00"}
     known |= {"went_back_from": "9:" + "b" * 64, "went_back_to": "4:" + "a" * 64}
     durable_files.write(folder / "ledgers.json", json.dumps({"alder": known}).encode())
-    assert (
-        "WARNING: the privacy ledger of alder went back" in hansa("server", "status", "--state", serving.state).stdout
-    )
+    shown = hansa("server", "status", "--state", serving.state).stdout
+    assert "WARNING: the privacy ledger of alder went back from line 9 to line 4 (" in shown
     told = json.loads(hansa("server", "status", "--state", serving.state, "--json").stdout)
     assert told["merchants"]["alder"]["ledger_went_back"] == "2026-01-02T03:04:05+00:00"
     assert told["merchants"]["alder"]["ledger_lines"] == [9, 4]

@@ -37,7 +37,14 @@ def areas(pair):
 def metrics_with(parties):
     merchants = {name: {party: areas(told[party]) for party in parties} for name, told in FIGURES.items()}
     whole = {party: areas((0.25, 0.75)) for party in parties}
-    return {**whole, "merchants": merchants, "agreement_fingerprint": "0123456789abcdef" * 4, "seed": 41}
+    rounds = [{"bytes_received": 900_000, "bytes_sent": 20_000}] * 3
+    return {
+        **whole,
+        "merchants": merchants,
+        "agreement_fingerprint": "0123456789abcdef" * 4,
+        "seed": 41,
+        "rounds": rounds,
+    }
 
 
 def summary(parties):
@@ -95,7 +102,8 @@ def test_summary_has_no_column_for_a_baseline_that_was_not_trained(parties):
     assert "everyone" in text
 
 
-def test_summary_names_the_report_the_agreement_and_the_seed():
+def test_summary_names_the_bytes_of_all_rounds_the_report_the_agreement_and_the_seed():
     text = summary(("federated",))
+    assert "3 rounds, 2.70 MB received, 0.06 MB sent by the coordinator" in text
     assert "The report is runs/x/report.html" in text
     assert "agreement 0123456789ab, seed 41" in text

@@ -210,13 +210,15 @@ def folder(tmp_path) -> Path:
 
 def assert_known_by_name(status, out, *, connected) -> None:
     """The coordinator's status names every merchant, with what it said and how often it served."""
-    num_rounds = len((out / "rounds.jsonl").read_text().splitlines())
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    num_rounds = len(rounds)
     assert list(status["merchants"]) == list(MERCHANTS)
     for entry in status["merchants"].values():
         assert entry.pop("last_seen") is not None
         said = {"version": __version__, "agreement_approved": True, "in_two_places": None, "ledger_went_back": None}
         assert entry == {"connected": connected, "rounds_served": num_rounds, **said}
-    assert status["runs"] == [{"folder": str(out), "state": "finished", "rounds_done": num_rounds}]
+    in_all = {key: sum(entry[key] for entry in rounds) for key in ("bytes_received", "bytes_sent")}
+    assert status["runs"] == [{"folder": str(out), "state": "finished", "rounds_done": num_rounds, **in_all}]
 
 
 def test_processes_leave_the_same_bytes_as_the_simulation(folder):

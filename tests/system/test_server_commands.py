@@ -73,9 +73,10 @@ def test_run_is_told_while_it_waits_and_stop_ends_it_and_then_the_server(place):
         with started(*words) as train:
             assert "waiting for 2 merchants" in train.first_line
 
+            no_bytes = {"bytes_received": 0, "bytes_sent": 0}
             told = json.loads(hansa("server", "status", *state, "--json").stdout)
             assert told["server"] == {"pid": server.pid, "address": address, "gateway": None}
-            assert told["runs"] == [{"folder": str(out), "state": "running", "rounds_done": 0}]
+            assert told["runs"] == [{"folder": str(out), "state": "running", "rounds_done": 0, **no_bytes}]
             assert {name: entry["connected"] for name, entry in told["merchants"].items()} == {
                 "alder": False,
                 "birch": False,
