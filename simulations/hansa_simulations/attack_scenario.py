@@ -79,17 +79,12 @@ class AttackScenario(Section):
 
         Raises:
             UsageError: an attacker is not in the roster, everyone attacks, colluders are too few, a trigger fits no
-                feature, the algorithm has variates, or vectors are masked.
+                feature, or the algorithm has variates.
         """
         if any(plan.algorithm == "scaffold" for plan in agreement.training.plans):
             raise UsageError(
                 "attacks are tried under algorithms without variates, and every robust rule refuses 'scaffold'; set "
                 "training.algorithm = 'fedavg' in the agreement"
-            )
-        if agreement.secure_aggregation.is_on:
-            raise UsageError(
-                "attacks are tried in the clear: what liars do to a rule, masks do not change; set "
-                "secure_aggregation.protocol = 'none', and try its groups as defences with `groups`"
             )
         for attack in self.attacks:
             _check_attack(attack, self.attackers_of(attack), agreement)

@@ -33,7 +33,7 @@ from hansa_simulations.attackers import attack_generator, attacked_trainers
 from hansa_simulations.attacks import Attack, Backdoor
 from hansa_simulations.grid import LocalGrid, server_identity
 from hansa_simulations.row_scores import Part, RowScorer
-from hansa_simulations.scenario import simulated_hash_key, simulated_merchants
+from hansa_simulations.scenario import simulated_hash_key
 
 UNATTACKED: Final = "none"
 
@@ -131,8 +131,7 @@ class Trial:
         tables = dict(self._tables)
         for name in attackers:
             tables[name] = attack.rows(tables[name], attack_generator(agreement, name, "rows"))
-        workers = simulated_merchants(agreement, tables, self._programs.sharing(agreement))
-        trainers = attacked_trainers(agreement, workers, attackers, attack)
+        trainers = attacked_trainers(agreement, tables, self._programs.sharing(agreement), attackers, attack)
         try:
             with server_identity():
                 grid = LocalGrid(trainers)

@@ -241,12 +241,15 @@ AnyAttack = Annotated[
     Field(discriminator="kind"),
 ]
 MIN_COLLUDERS: Final = 2
+# Rounded to float32, it is still believed.
+_JUST_BELOW: Final = 1 - 1e-6
 
 
 def bent(attack: Attack, order: RoundOrder, honest: RoundReply, sent: Vector, max_norm: float) -> RoundReply:
     """The reply that leaves in the honest one's place, `sent` cut to the length that is believed."""
     norm = l2_norm(sent)
-    within = sent if norm <= max_norm else (sent * (max_norm / norm)).astype(np.float32)
+    longest = _JUST_BELOW * max_norm
+    within = sent if norm <= longest else (sent * (longest / norm)).astype(np.float32)
     return honest.model_copy(
         update={"update": within, "validation": attack.validation(honest.validation, order.round - 1)}
     )

@@ -33,6 +33,7 @@ from hansa_common.features import FittedPreprocessing
 from hansa_common.model import load_model_parts
 from hansa_common.randomness import generator
 from hansa_common.schema import CategoricalFeature
+from hansa_common.secret_sharing import DrawBytes
 from hansa_common.secure_keys import development_identity
 from hansa_common.vectors import Vector
 from hansa_server import run_folder
@@ -160,10 +161,32 @@ def simulated_signing_key(seed: int) -> bytes:
     return generator(seed, "simulated signing key").bytes(SIGNING_KEY_BYTES)
 
 
+def simulated_sums(agreement: Agreement, merchant: str, noise_seed: int | None = None) -> MaskedSums | None:
+    """A simulated merchant's part in masked sums, whose keys and noise come from seeds, the agreement's where no other
+    is given; a real one's come from its system.
+    """
+    if not agreement.secure_aggregation.is_on:
+        return None
+    draw = mask_bytes(agreement, merchant)
+    draw_noise = seeded_noise(agreement.seed if noise_seed is None else noise_seed, merchant)
+    return MaskedSums(agreement, merchant, development_identity(merchant), SumMemory(), draw, draw_noise)
+
+
+def mask_bytes(agreement: Agreement, merchant: str) -> DrawBytes:
+    """Where a simulated merchant's keys and masks come from."""
+    return generator(agreement.seed, "simulated masks", merchant).bytes
+
+
 def simulated_merchants(
-    agreement: Agreement, tables: Mapping[str, MerchantTable], programs: Programs, noise_seed: int | None = None
+    agreement: Agreement,
+    tables: Mapping[str, MerchantTable],
+    programs: Programs,
+    noise_seed: int | None = None,
+    sums_of: Callable[[Agreement, str], MaskedSums | None] | None = None,
 ) -> dict[str, MerchantTrainer]:
-    """Everyone's own trainer, in the order of the roster; private noise comes of another seed, where one is given."""
+    """Everyone's own trainer, in the order of the roster; private noise comes of another seed, where one is given, and
+    `sums_of` makes everyone's part in masked sums, if not `simulated_sums`.
+    """
     hash_key = simulated_hash_key(agreement.seed)
     noise_seed = agreement.seed if noise_seed is None else noise_seed
     return {
@@ -174,22 +197,11 @@ def simulated_merchants(
             hash_key=hash_key,
             state=VariateStore(),
             programs=programs,
-            sums=simulated_sums(agreement, name, noise_seed),
+            sums=simulated_sums(agreement, name, noise_seed) if sums_of is None else sums_of(agreement, name),
             draw_noise=seeded_noise(noise_seed, name),
         )
         for name in agreement.roster
     }
-
-
-def simulated_sums(agreement: Agreement, merchant: str, noise_seed: int | None = None) -> MaskedSums | None:
-    """A simulated merchant's part in masked sums, whose keys and noise come from seeds, the agreement's where no other
-    is given; a real one's come from its system.
-    """
-    if not agreement.secure_aggregation.is_on:
-        return None
-    draw = generator(agreement.seed, "simulated masks", merchant).bytes
-    draw_noise = seeded_noise(agreement.seed if noise_seed is None else noise_seed, merchant)
-    return MaskedSums(agreement, merchant, development_identity(merchant), SumMemory(), draw, draw_noise)
 
 
 def sign_bundle(folder: Path, agreement: Agreement) -> None:

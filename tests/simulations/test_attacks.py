@@ -19,7 +19,6 @@ from hansa_simulations.attack_trials import Trial
 from hansa_simulations.attackers import attack_generator, attacked_trainers
 from hansa_simulations.attacks import Attack, Memory
 from hansa_simulations.grid import LocalGrid, server_identity
-from hansa_simulations.scenario import simulated_merchants
 
 SHOPS = {"alder": 240, "birch": 260, "cedar": 220, "damson": 250, "elm": 230}
 LIAR = "birch"
@@ -94,9 +93,9 @@ class World:
         tables = dict(self.tables)
         for name in attackers:
             tables[name] = attack.rows(tables[name], attack_generator(agreement, name, "rows"))
-        workers = simulated_merchants(agreement, tables, self.programs.sharing(agreement))
+        trainers = attacked_trainers(agreement, tables, self.programs.sharing(agreement), attackers, attack)
         with server_identity():
-            grid = LocalGrid(attacked_trainers(agreement, workers, attackers, attack))
+            grid = LocalGrid(trainers)
             return run_federation(grid, agreement, RunState("r"), on_event=lambda _: None)
 
 
@@ -141,6 +140,21 @@ def test_attack_passes_every_check_of_replies_and_has_the_same_bytes_again(shops
     assert all(entry.dropped == {} for entry in one.rounds)
     assert one.weights.tobytes() == again.weights.tobytes()
     assert one.weights.tobytes() != honest.weights.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["stale-replies", "inflated-counts", "colluders", "false-validation"])
+def test_attack_does_under_masks_what_it_does_in_the_clear(shops, kind):
+    """What is masked is the lie: of the update, of counts, of several merchants at once, of validation rows."""
+    cohort, rounds = {"min_merchants": 3, "max_update_norm": 20, "max_examples": 1000}, {"rounds": 3, "patience": 3}
+    clear = agreement_with(cohort=cohort, training={"algorithm": "fedavg", "plan": PLAN, **rounds})
+    values = {**clear.model_dump(mode="json"), "secure_aggregation": {"protocol": "double-masking"}}
+    masked, attack = validate_agreement(values, "the test"), attack_of(kind)
+    attackers = attack.merchants or (LIAR,)
+    told, hidden = (shops.federation(attack, attackers, agreed) for agreed in (clear, masked))
+    assert all(entry.dropped == {} for entry in hidden.rounds)
+    assert (told.model.round, told.test.num_rows) == (hidden.model.round, hidden.test.num_rows)
+    np.testing.assert_allclose(hidden.weights, told.weights, rtol=0, atol=1e-4)
+    assert np.abs(hidden.weights - shops.federation(Attack(), (), masked).weights).max() > 1e-3
 
 
 def test_update_is_cut_to_the_length_that_is_believed(shops):
