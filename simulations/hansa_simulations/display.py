@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from hansa_server.moving_line import MovingLine
 from hansa_server.progress import duration
 from hansa_server.run_events import traffic
 from hansa_simulations.scenario import BaselineProgress
@@ -20,40 +19,25 @@ from hansa_simulations.scenario import BaselineProgress
 _PARTIES: Final = {"local": "Alone", "federated": "Together", "pooled": "Pooled"}
 
 
-class BaselineDisplay:
+class BaselineDisplay(MovingLine):
     """A line that moves while baselines train; in a pipe or a log, one line when they are done."""
 
     def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console() if console is None else console
+        super().__init__("baselines", None, console)
         self._now = now
         self._began: float | None = None
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
 
     def __enter__(self) -> Self:
+        # It moves from the first baseline on: the run itself has a display of its own.
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def show(self, progress: BaselineProgress) -> None:
         """Take in that one more plan has been trained."""
         if self._began is None:
-            # Not before: the run itself has a display of its own.
             self._began = self._now()
+            self._bar.reset(self._task, total=progress.num_all)
             self._bar.start()
-            self._bar.add_task("baselines", total=progress.num_all)
-        (task,) = self._bar.task_ids
-        self._bar.update(task, completed=progress.num_trained, description=self._status(progress))
+        self._bar.update(self._task, completed=progress.num_trained, description=self._status(progress))
         if progress.num_trained == progress.num_all:
             done = Text(f"baselines: {progress.num_all} models trained, each plan to its own end")
             # Above a moving line, rich would cut it to that line's width.
