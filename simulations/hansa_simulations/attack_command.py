@@ -36,11 +36,11 @@ def try_attacks(
         from hansa_client.silos import parse_silo, split_silos
         from hansa_client.tables import read_frame
         from hansa_simulations.attack_display import AttackDisplay, print_results
-        from hansa_simulations.attack_results import FIGURE, Results, check_free, leave
+        from hansa_simulations.attack_results import FIGURE, Results, leave, out_folder
         from hansa_simulations.attack_scenario import read_scenario
         from hansa_simulations.attack_trials import Trial
 
-        check_free(out)
+        out_folder(out).check_free()
         asked, (agreed, _) = read_scenario(scenario), read_agreement(agreement)
         agreed = agreed if seed is None else agreed.with_seed(seed)
         frames = split_silos(read_frame(data), parse_silo(silo), min_silo_rows)

@@ -2,63 +2,47 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from hansa_common.pictures import GRID, INK, PAPER, WARN, png
 from hansa_simulations.attack_trials import UNATTACKED, Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _WARN, _PAPER, _BAD = "#1c2733", "#57626e", "#a33422", "white", "#dfdad0"
-_DPI: Final = 150
 # Losses from here on are all as bad.
 _WORST_LOSS: Final = 0.2
 _DARK: Final = 0.6
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "axes.grid": False,
     "axes.spines.left": False,
     "axes.spines.bottom": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 
 def attacks_png(rows: Sequence[Sequence[Cell]], is_missed: Callable[[Cell], bool]) -> bytes:
     """A PNG of cells, a row for each attack and a column for each defence; those that miss a mark have a frame."""
-    # The object interface: pyplot would look for a screen.
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE):
-        size = (2.2 + 1.15 * len(rows[0]), 1.4 + 0.48 * len(rows))
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.subplots(), rows, is_missed)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-    return out.getvalue()
+    size = (2.2 + 1.15 * len(rows[0]), 1.4 + 0.48 * len(rows))
+    return png(size, lambda axes: _draw(axes, rows, is_missed), _STYLE)
 
 
 def _draw(axes: Axes, rows: Sequence[Sequence[Cell]], is_missed: Callable[[Cell], bool]) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     harm = np.array([[_harm(cell) for cell in row] for row in rows])
-    shades = LinearSegmentedColormap.from_list("harm", [_PAPER, "#e9b8a6", _WARN]).with_extremes(bad=_BAD)
+    shades = LinearSegmentedColormap.from_list("harm", [PAPER, "#e9b8a6", WARN]).with_extremes(bad=GRID)
     image = axes.imshow(np.ma.masked_invalid(harm), cmap=shades, vmin=0.0, vmax=_WORST_LOSS, aspect="auto")
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
             _write(axes, x, y, cell, is_dark=bool(harm[y, x] > _DARK * _WORST_LOSS))
             if is_missed(cell):
-                frame = {"fill": False, "edgecolor": _INK, "linewidth": 1.6}
+                frame = {"fill": False, "edgecolor": INK, "linewidth": 1.6}
                 axes.add_patch(_rectangle((x - 0.47, y - 0.45), 0.94, 0.9, **frame))
     axes.set_xticks(range(len(rows[0])), [cell.defence for cell in rows[0]])
     axes.set_yticks(range(len(rows)), [row[0].attack for row in rows])
@@ -86,4 +70,4 @@ def _write(axes: Axes, x: int, y: int, cell: Cell, *, is_dark: bool) -> None:
     told = "none" if cell.pr_auc is None else f"{cell.pr_auc:.3f}"
     if cell.backdoor is not None:
         told += f"\n{100 * cell.backdoor:.0f} %"
-    axes.text(x, y, told, ha="center", va="center", color=_PAPER if is_dark else _INK)
+    axes.text(x, y, told, ha="center", va="center", color=PAPER if is_dark else INK)

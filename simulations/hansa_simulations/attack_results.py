@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from hansa_common import durable_files
 from hansa_common.agreement import Agreement
-from hansa_common.errors import UsageError
 from hansa_simulations.attack_figure import attacks_png
 from hansa_simulations.attack_scenario import UNDEFENDED, AttackScenario, named
 from hansa_simulations.attack_trials import UNATTACKED, Cell
+from hansa_simulations.out_folders import OutFolder
 
 RESULTS: Final = "results.json"
 FIGURE: Final = "attacks.png"
@@ -105,14 +105,9 @@ def missed(cell: Cell, undefended_backdoor: float | None, scenario: AttackScenar
     return tuple(found)
 
 
-def check_free(out: Path) -> None:
-    """See that a folder may be written over.
-
-    Raises:
-        UsageError: it holds anything but earlier results.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / RESULTS).is_file():
-        raise UsageError(f"{out} holds other things than results of attacks; give a folder that does not exist yet")
+def out_folder(out: Path) -> OutFolder:
+    """The folder that results are left in."""
+    return OutFolder(out, RESULTS, "results of attacks")
 
 
 def leave(results: Results, out: Path) -> None:
@@ -121,12 +116,7 @@ def leave(results: Results, out: Path) -> None:
     Raises:
         UsageError: it holds anything but earlier results, or cannot be written.
     """
-    check_free(out)
-    try:
-        durable_files.remove_all(out)
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}") from error
+    out_folder(out).make_anew()
     durable_files.write(out / FIGURE, picture(results), _FOR_ALL)
     text = json.dumps(results.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     durable_files.write(out / RESULTS, f"{text}\n".encode(), _FOR_ALL)

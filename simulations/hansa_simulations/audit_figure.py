@@ -4,51 +4,37 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Final
 
 from hansa_common.audit_agreement import GATE_FALSE_POSITIVE_RATE
+from hansa_common.pictures import GOOD, MUTED, WARN, png
 from hansa_simulations.audit import Audit
 from hansa_simulations.audit_attacks import MembershipAttack
-from hansa_simulations.choices_figure import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MUTED, _WARN = "#57626e", "#a33422"
-_COLOURS: Final = {"online": "#0b6a6c", "offline": "#7a5ca8", "": "#b7791f"}
+_COLOURS: Final = {"online": GOOD, "offline": "#7a5ca8", "": "#b7791f"}
 _LINES: Final = ("-", "--")
-_DPI: Final = 150
 _LEAST: Final = 1e-4
 
 
 def roc_png(audit: Audit) -> bytes:
     """A PNG: a curve for each attack on each model, guessing, the gate, and the bound of differential privacy."""
-    # The object interface: pyplot would look for a screen.
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 6.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.subplots(), audit)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-    return out.getvalue()
+    return png((6.4, 6.2), lambda axes: _draw(axes, audit))
 
 
 def _draw(axes: Axes, audit: Audit) -> None:
-    axes.plot([_LEAST, 1], [_LEAST, 1], color=_MUTED, linewidth=0.9, linestyle=":", label="guessing")
+    axes.plot([_LEAST, 1], [_LEAST, 1], color=MUTED, linewidth=0.9, linestyle=":", label="guessing")
     models = list(dict.fromkeys(attack.model for attack in audit.attacks))
     for attack in audit.attacks:
         _curve(axes, attack, _LINES[models.index(attack.model)], told=len(models) > 1)
     if audit.bound is not None:
         label = f"most that epsilon {audit.bound.epsilon:.3g} leaves"
-        axes.plot(*zip(*audit.bound.curve, strict=True), color=_MUTED, linewidth=1.4, linestyle="-.", label=label)
+        axes.plot(*zip(*audit.bound.curve, strict=True), color=MUTED, linewidth=1.4, linestyle="-.", label=label)
     if audit.gate is not None:
         at, most = GATE_FALSE_POSITIVE_RATE, audit.gate.max_true_positive_rate
-        axes.plot([at], [most], "_", color=_WARN, markersize=18, markeredgewidth=2.5, label="agreed at most")
+        axes.plot([at], [most], "_", color=WARN, markersize=18, markeredgewidth=2.5, label="agreed at most")
     axes.set(xscale="log", yscale="log", xlim=(_LEAST, 1), ylim=(_LEAST, 1))
     axes.set_xlabel("non-members taken for members")
     axes.set_ylabel("members found")

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from hansa_common.pictures import GOOD, MUTED, PAPER, WARN, png
 from hansa_simulations.choices import Choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID, _GOOD, _WARN, _PAPER = "#1c2733", "#57626e", "#dfdad0", "#0b6a6c", "#a33422", "white"
-_RING: Final[dict[str, Any]] = {"marker": "o", "color": _GOOD, "markerfacecolor": "none", "markeredgewidth": 2}
-_DPI: Final = 150
-STYLE: Final[dict[str, Any]] = {
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-}
+_RING: Final[dict[str, Any]] = {"marker": "o", "color": GOOD, "markerfacecolor": "none", "markeredgewidth": 2}
 
 
 def choices_png(choices: Sequence[Choice], chosen: Choice | None, max_loss: float) -> bytes:
     """A PNG: each choice by its size after gzip and its loss of PR-AUC on validation rows with its 95 % interval, the
     control's loss beside it, the loss that is allowed, and which choice is the smallest within it.
     """
-    # The object interface: pyplot would look for a screen.
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 5.0), layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.subplots(), choices, chosen, max_loss)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-    return out.getvalue()
+    return png((7.2, 5.0), lambda axes: _draw(axes, choices, chosen, max_loss))
 
 
 def _draw(axes: Axes, choices: Sequence[Choice], chosen: Choice | None, max_loss: float) -> None:
-    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
-    axes.axhline(max_loss, color=_WARN, linewidth=1.2, linestyle="--", label=f"allowed loss, {max_loss:g}")
+    axes.axhline(0.0, color=MUTED, linewidth=0.8)
+    axes.axhline(max_loss, color=WARN, linewidth=1.2, linestyle="--", label=f"allowed loss, {max_loss:g}")
     for choice in choices:
         _point(axes, choice, is_chosen=choice is chosen)
     _key(axes, choices)
@@ -68,14 +40,14 @@ def _point(axes: Axes, choice: Choice, *, is_chosen: bool) -> None:
     if choice.report is None or choice.loss is None:
         return
     size, loss = choice.report.gzip_bytes / 1000, choice.loss
-    colour = _GOOD if choice.is_allowed else _WARN
-    fill = colour if choice.is_allowed else _PAPER
+    colour = GOOD if choice.is_allowed else WARN
+    fill = colour if choice.is_allowed else PAPER
     axes.plot([size, size], [loss.low, loss.high], color=colour, linewidth=1.6, alpha=0.6)
     axes.plot([size], [loss.estimate], "o", color=colour, markersize=7, markerfacecolor=fill)
     if is_chosen:
         axes.plot([size], [loss.estimate], **_RING, markersize=15)
     if choice.control_loss is not None:
-        axes.plot([size], [choice.control_loss.estimate], "D", color=_MUTED, markersize=5, markerfacecolor=_PAPER)
+        axes.plot([size], [choice.control_loss.estimate], "D", color=MUTED, markersize=5, markerfacecolor=PAPER)
     # Upright, since choices of nearly the same size stand close.
     axes.annotate(
         f"{100 * choice.sparsity:.3g} %" if choice.sparsity else "int8",
@@ -95,7 +67,7 @@ def _key(axes: Axes, choices: Sequence[Choice]) -> None:
     marks: list[tuple[str, dict[str, Any], bool]] = [
         (
             "released by the judges; 95 % interval, zeros",
-            {"marker": "o", "color": _GOOD},
+            {"marker": "o", "color": GOOD},
             any(choice.is_allowed for choice in choices),
         ),
         (
@@ -105,12 +77,12 @@ def _key(axes: Axes, choices: Sequence[Choice]) -> None:
         ),
         (
             "refused by them",
-            {"marker": "o", "color": _WARN, "markerfacecolor": _PAPER},
+            {"marker": "o", "color": WARN, "markerfacecolor": PAPER},
             any(not choice.is_allowed for choice in choices),
         ),
         (
             "control: the same rounds, no masks",
-            {"marker": "D", "color": _MUTED, "markerfacecolor": _PAPER},
+            {"marker": "D", "color": MUTED, "markerfacecolor": PAPER},
             any(choice.control_loss is not None for choice in choices),
         ),
     ]

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from hansa_common import durable_files
-from hansa_common.errors import UsageError
 from hansa_server import run_folder
 from hansa_server.audit_gate import unaudited
 from hansa_server.run_folder import FinishedRun, SmallModel
 from hansa_simulations.choices import Choice, Limits, least_lossy, named, smallest_allowed
 from hansa_simulations.choices_figure import choices_png
+from hansa_simulations.out_folders import OutFolder
 from hansa_simulations.scenario import sign_bundle
 
 CHOICES: Final = "choices.json"
@@ -83,14 +83,9 @@ class Choices:
         }
 
 
-def check_free(out: Path) -> None:
-    """See that a folder may be written over.
-
-    Raises:
-        UsageError: it holds anything but earlier choices.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / CHOICES).is_file():
-        raise UsageError(f"{out} holds other things than choices of compression; give a folder that does not exist yet")
+def out_folder(out: Path) -> OutFolder:
+    """The folder that choices are left in."""
+    return OutFolder(out, CHOICES, "choices of compression")
 
 
 def leave(choices: Choices, out: Path) -> None:
@@ -99,12 +94,7 @@ def leave(choices: Choices, out: Path) -> None:
     Raises:
         UsageError: it holds anything but earlier choices, or cannot be written.
     """
-    check_free(out)
-    try:
-        durable_files.remove_all(out)
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}") from error
+    out_folder(out).make_anew()
     if choices.chosen is not None:
         _leave_run(choices.run, choices.chosen, out)
     durable_files.write(out / FIGURE, choices_png(choices.tried, choices.chosen, choices.limits.max_loss), _FOR_ALL)

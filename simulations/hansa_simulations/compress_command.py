@@ -49,12 +49,12 @@ def try_choices(
         from hansa_server.run_folder import COMPRESS, open_finished
         from hansa_simulations.choices import Limits, Trial, with_compression, with_search
         from hansa_simulations.choices_display import ChoicesDisplay, print_choices
-        from hansa_simulations.choices_files import FIGURE, Choices, check_free, leave
+        from hansa_simulations.choices_files import FIGURE, Choices, leave, out_folder
         from hansa_simulations.run_tables import tables_of_run
 
         out = run / COMPRESS if out is None else out
         finished = open_finished(run)
-        check_free(out)
+        out_folder(out).check_free()
         agreed = finished.agreement.compression
         limits = Limits(
             agreed.max_pr_auc_loss if max_loss is None else max_loss,

@@ -12,7 +12,7 @@ from rich.console import Console
 from hansa_common.agreement import validate_agreement
 from hansa_common.errors import UsageError
 from hansa_simulations.attack_display import AttackDisplay, print_results
-from hansa_simulations.attack_results import Results, check_free, leave, picture
+from hansa_simulations.attack_results import Results, leave, out_folder, picture
 from hansa_simulations.attack_scenario import AttackScenario, read_scenario
 from hansa_simulations.attack_trials import UNATTACKED, Cell, Trial
 
@@ -203,7 +203,7 @@ def test_every_miss_and_every_refusal_stands_in_the_table_the_picture_and_the_fi
 def test_folder_with_anything_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds other things"):
-        check_free(tmp_path)
+        out_folder(tmp_path).check_free()
     leave(results_of(), tmp_path / "new")
     leave(results_of(), tmp_path / "new")
 

@@ -28,7 +28,7 @@ from hansa_simulations.choices import (
 )
 from hansa_simulations.choices_display import ChoicesDisplay, print_choices
 from hansa_simulations.choices_figure import choices_png
-from hansa_simulations.choices_files import CHOICES, Choices, check_free, leave
+from hansa_simulations.choices_files import CHOICES, Choices, leave, out_folder
 from hansa_simulations.compress_command import parse_sparsities
 
 LIMITS = Limits(max_loss=0.003, pruning_rounds=4)
@@ -185,12 +185,12 @@ def test_picture_is_the_same_for_the_same_choices_whatever_came_of_them(tried):
 def test_folder_with_anything_but_choices_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="other things"):
-        check_free(tmp_path)
+        out_folder(tmp_path).check_free()
     with pytest.raises(UsageError, match="other things"):
         leave(choices(choice(0.0, 0.01)), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(UsageError, match="other things"):
-        check_free(tmp_path / "thesis.tex")
+        out_folder(tmp_path / "thesis.tex").check_free()
 
 
 def test_choices_of_which_none_is_allowed_leave_no_bundle_and_are_written_over(tmp_path):
