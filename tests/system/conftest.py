@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
+from hansa_command import wait_until
 
 from hansa_client import flower_node
 from hansa_common import children
@@ -24,7 +24,6 @@ from hansa_common.flower_bundle import APP_SPEC, RUN_FOLDER_KEY, bundle_hash
 from hansa_common.flower_environment import flower_environment
 from hansa_server import flower_private, superlink
 
-WAIT_SECONDS = 120.0
 ANY_TOKEN = "any"  # noqa: S105 - a SuperLink of Flower's own looks at none
 # The coordinator's half of a bundle with code: orders everyone something, and keeps the errors that come back.
 HOSTILE_SERVER = """
@@ -37,17 +36,10 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     orders = [Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()]
-    replies = grid.send_and_receive(orders, timeout=60)
+    replies = grid.send_and_receive(orders, timeout=200)
     errors = {str(reply.metadata.src_node_id): reply.error.code for reply in replies if reply.has_error()}
     Path(context.run_config["run-folder"], "errors.json").write_text(json.dumps(errors))
 """
-
-
-def wait_until(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come: {what}"
-        time.sleep(0.05)
 
 
 def packed(files: Mapping[str, str]) -> bytes:
@@ -121,5 +113,4 @@ def dishonest() -> SimpleNamespace:
         request=request,
         flowers_own=flowers_own,
         free_address=free_address,
-        wait_until=wait_until,
     )

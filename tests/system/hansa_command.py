@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -70,6 +72,25 @@ class Command:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def wait_until(what: str, condition: Callable[[], bool]) -> None:
+    """Wait, a bounded time, for a condition."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come: {what}"
+        time.sleep(0.02)
+
+
+def stand_still(pid: int) -> None:
+    """Stop a process, until SIGCONT, and wait until none of its threads moves: what it was writing is written."""
+
+    def threads() -> set[str]:
+        stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(f"process {pid} stands still", lambda: threads() <= {"T"})
 
 
 def processes_of(folder: Path) -> dict[int, str]:

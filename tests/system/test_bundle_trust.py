@@ -12,6 +12,7 @@ import pytest
 from flwr.common.constant import ErrorCode
 from flwr.proto.control_pb2 import StartAutomationRequest, StartRunRequest
 from flwr.supercore.constant import NOOP_FEDERATION_ID
+from hansa_command import wait_until
 
 from hansa_client import flower_node
 from hansa_common import children
@@ -21,7 +22,7 @@ from hansa_common.keys import public_key_of
 from hansa_common.publisher import signed_by, trusted_entities_yaml
 from hansa_server import flower_private, superlink
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 AGREEMENT = """
@@ -78,7 +79,7 @@ def node(dishonest, folder: Path, command: list[str]) -> Iterator[Node]:
     folder.mkdir()
     started = Node(folder)
     with children.running("a node", command, flower_node.environment(started.home), log=started.log):
-        dishonest.wait_until(f"the node in {folder}", lambda: "SuperNode ID: " in started.words)
+        wait_until(f"the node in {folder}", lambda: "SuperNode ID: " in started.words)
         yield started
 
 
@@ -105,7 +106,7 @@ def test_node_starts_neither_unsigned_nor_badly_signed_bundles_and_no_code_under
         plain = stack.enter_context(node(dishonest, tmp_path / "plain", dishonest.flowers_own(command)))
 
         coordinator.start(hostile, signed_by(KEY, hostile, 1), run_folder)
-        dishonest.wait_until("the nodes' answers", (run_folder / "errors.json").exists)
+        wait_until("the nodes' answers", (run_folder / "errors.json").exists)
         assert json.loads((run_folder / "errors.json").read_text())[watched.node_id] == ErrorCode.INVALID_FAB
         assert f"the bundle {bundle_hash(hostile)} is not Hansa's own" in watched.words
         assert not watched.ran_hostile_code
@@ -118,13 +119,13 @@ def test_node_starts_neither_unsigned_nor_badly_signed_bundles_and_no_code_under
         ):
             seen = watched.words.count(refusal)
             run_id = coordinator.start(ours, verifications, run_folder)
-            dishonest.wait_until(refusal, lambda refusal=refusal, seen=seen: watched.words.count(refusal) > seen)
+            wait_until(refusal, lambda refusal=refusal, seen=seen: watched.words.count(refusal) > seen)
             coordinator.stop(run_id)
         assert watched.unpacked == []
 
         coordinator.start(ours, signed_by(KEY, ours, 1), run_folder)
         # What the ClientApp that is installed here says, where no trainer runs.
-        dishonest.wait_until("our own ClientApp", lambda: "no trainer has left its access file" in watched.words)
+        wait_until("our own ClientApp", lambda: "no trainer has left its access file" in watched.words)
         (unpacked,) = watched.unpacked
         assert unpacked.endswith(bundle_hash(ours)[:8])
 

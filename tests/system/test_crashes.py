@@ -8,13 +8,12 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hansa_command import HANSA, WAIT_SECONDS, Command, processes_of
+from hansa_command import HANSA, WAIT_SECONDS, Command, processes_of, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -42,13 +41,6 @@ optimizer = "sgd"
 learning_rate = 0.1
 batch_size = 32
 """
-
-
-def wait_until(what: str, condition) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come: {what}"
-        time.sleep(0.02)
 
 
 class Federation:

@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from hansa_command import processes_of, wait_until
 
 from hansa_client import flower_node
 from hansa_client.node_user import NodeUser
@@ -29,7 +30,7 @@ from hansa_common.publisher import signed_by
 from hansa_server import run_folder
 from hansa_server.attendance import read_attendance
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 NOBODY = "nobody"
 KEY = bytes(range(32))
@@ -51,8 +52,13 @@ from pathlib import Path
 def trainer():
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\\0")
-            if "hansa_client.trainer_service" in words:
+            try:
+                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\\0")
+            except OSError:
+                # It has ended meanwhile.
+                continue
+            # Other tests' trainers may run beside this one.
+            if "hansa_client.trainer_service" in words and "--state=STATE" in words:
                 return int(process.name), dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
     raise SystemExit("no trainer")
 
@@ -162,32 +168,18 @@ def merchant(python: Path, place: Path, server):
                     break
             else:
                 pytest.fail("".join(lines))
-            yield socket_folder()
+            limit.cancel()
+            yield socket_folder(place)
         finally:
             limit.cancel()
             process.terminate()
             process.stdout.read()
 
 
-def socket_folder() -> Path:
-    """Where the trainer listens, as the node's command line says."""
-    (words,) = [words for words in command_lines() if "hansa_client.flower_node" in words]
-    (told,) = [word for word in words if word.startswith("trainer=")]
-    return Path(told.partition("=")[2].strip('"')).parent
-
-
-def command_lines() -> list[list[str]]:
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                owner = (process / "cmdline").stat().st_uid
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if owner == pwd.getpwnam(NOBODY).pw_uid:
-                found.append(words)
-    return found
+def socket_folder(place: Path) -> Path:
+    """Where the trainer listens, as its command line says."""
+    (words,) = [words for words in processes_of(place).values() if " hansa_client.trainer_service " in words]
+    return Path(words.partition(" --folder=")[2].split()[0])
 
 
 @contextmanager
@@ -211,21 +203,25 @@ def test_code_of_a_bundle_reaches_the_socket_of_the_trainer_and_is_refused_there
     run_folder.create(folder, parse_agreement(AGREEMENT, "the test"))
     toml = bundle_toml().replace("hansa_server.app:app", "hostile:app").replace("hansa_client.app:app", "client:app")
     hostile = dishonest.packed(
-        {"pyproject.toml": toml, "hostile.py": dishonest.server_code, "client.py": HOSTILE_CLIENT}
+        {
+            "pyproject.toml": toml,
+            "hostile.py": dishonest.server_code,
+            "client.py": HOSTILE_CLIENT.replace("STATE", str(place / "state")),
+        }
     )
     with ExitStack() as stack:
         coordinator = stack.enter_context(dishonest.coordinator(place / "server"))
         trainer_folder = stack.enter_context(merchant(python, place, coordinator.address))
         # The node as nobody does its work: the merchant's introduction comes through it.
         run_id = coordinator.start(flower_bundle(), signed_by(KEY, flower_bundle(), 1), folder)
-        dishonest.wait_until("the introduction", lambda: "alder" in read_attendance(folder))
+        wait_until("the introduction", lambda: "alder" in read_attendance(folder))
         coordinator.stop(run_id)
 
         node = hostile_node(dishonest, python, place, coordinator.address, trainer_folder / SOCKET_NAME)
         home = stack.enter_context(node)
-        dishonest.wait_until("the hostile node", lambda: "SuperNode ID: " in (place / "hostile.log").read_text())
+        wait_until("the hostile node", lambda: "SuperNode ID: " in (place / "hostile.log").read_text())
         coordinator.start(hostile, signed_by(KEY, hostile, 1), folder)
-        dishonest.wait_until("what the code found", (home / "told.json").exists)
+        wait_until("what the code found", (home / "told.json").exists)
         told = json.loads((home / "told.json").read_text())
     user = pwd.getpwnam(NOBODY)
     assert (told.pop("uid"), told.pop("groups")) == (user.pw_uid, [])

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hansa_command import HANSA, WAIT_SECONDS, Command, processes_of, wait_until_gone
+from hansa_command import HANSA, Command, processes_of, wait_until_gone
 
 MERCHANTS = ("alder", "birch", "cedar")
 # The three largest sources of visits stand for merchants.
@@ -258,16 +257,3 @@ def new_companies(tmp_path_factory, public_data) -> Callable[[str], Companies]:
         return Companies(folder, public_data / "online_shoppers_intention.csv.gz", agreement)
 
     return new
-
-
-@pytest.fixture(scope="session", name="wait_until")
-def wait_until_fixture() -> Callable[[str, Callable[[], bool]], None]:
-    """Wait, a bounded time, for a condition."""
-    return wait_until
-
-
-def wait_until(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come: {what}"
-        time.sleep(0.02)

@@ -8,19 +8,22 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from hansa_command import stand_still, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.data, pytest.mark.timeout(600)]
 
 MERCHANTS = ("alder", "birch", "cedar")
 TRAINER, FORWARDER = "hansa_client.trainer_service", "hansa_client.forwarder"
 NODE, GATEWAY = "hansa_client.flower_node", "hansa_server.gateway"
-DEADLINE_SECONDS = 60.0
+# Half a minute of silence, and a trainer that loads its libraries anew.
+DEADLINE_SECONDS = 120.0
 # exchange.py's grace, and what a slow machine needs besides.
 ROUND_SECONDS = DEADLINE_SECONDS + 15.0 + 45.0
 AGREEMENT = f"""
@@ -49,8 +52,8 @@ local_epochs = 30
 class Federation:
     """A run that does not end by itself, what it has noted, and what its merchants have."""
 
-    def __init__(self, companies, commands, wait_until, stack: ExitStack) -> None:
-        self.companies, self.commands, self.wait_until, self._stack = companies, commands, wait_until, stack
+    def __init__(self, companies, commands, stack: ExitStack) -> None:
+        self.companies, self.commands, self._stack = companies, commands, stack
         self.out = companies.coordinator.folder / "runs" / "endless"
         self.run = self.command("train", "kits/agreement.toml", "--out", self.out)
 
@@ -79,27 +82,30 @@ class Federation:
     def wait_for_round(self, number: int) -> dict:
         """The line of a round, once it is over."""
         began = time.monotonic()
-        self.wait_until(f"the end of round {number}", lambda: any(r["round"] == number for r in self.rounds()))
+        wait_until(f"the end of round {number}", lambda: any(r["round"] == number for r in self.rounds()))
         assert time.monotonic() - began < ROUND_SECONDS
         return next(r for r in self.rounds() if r["round"] == number)
 
     def wait_until_whole(self) -> None:
         """Wait until the last round lacked nobody."""
-        self.wait_until("a round of all", lambda: [r["dropped"] for r in self.rounds()[-1:]] == [{}])
+        wait_until("a round of all", lambda: [r["dropped"] for r in self.rounds()[-1:]] == [{}])
 
     @contextmanager
     def at_an_order(self, *names: str) -> Iterator[int]:
-        """Merchants' trainers, stopped in the middle of their order of one round; go on after the block."""
+        """Merchants' trainers, stopped in the middle of their order of one round, before anything of their answer is
+        on disk; go on after the block.
+        """
         pids = {name: self.pid(name, TRAINER) for name in names}
         stopped: dict[str, int] = {}
 
         def are_stopped() -> bool:
             for name in pids.keys() - stopped.keys():
-                if self._order_at(name) is not None:
-                    os.kill(pids[name], signal.SIGSTOP)
-                    stopped[name] = self._order_at(name) or 0
-            if len(set(stopped.values())) > 1 or 0 in stopped.values():
-                # One had answered meanwhile: another round, then.
+                if self._order_at(name):
+                    stand_still(pids[name])
+                    stopped[name] = self._order_at(name)
+            # Where one has answered, before it stood still or while another did, it is another round.
+            answered = {self._answered(name) for name in pids.keys() - stopped.keys()}
+            if 0 in stopped.values() or len({*stopped.values()}) > 1 or answered & {*stopped.values()}:
                 let_go()
             return stopped.keys() == pids.keys()
 
@@ -110,15 +116,20 @@ class Federation:
             stopped.clear()
 
         try:
-            self.wait_until(f"{names} at an order", are_stopped)
+            wait_until(f"{names} at an order", are_stopped)
             yield next(iter(stopped.values()))
         finally:
             let_go()
 
-    def _order_at(self, name: str) -> int | None:
-        """The round whose order a merchant's trainer is at."""
+    def _order_at(self, name: str) -> int:
+        """The round whose order a trainer is at, with nothing of its answer on disk; 0 where there is none."""
         last = self.noted(name)[-1]
-        return last.get("round") if last["what"] == "asked" else None
+        replies = (self.party(name).state / "orders").glob(f"*/{last.get('sequence')}.reply*")
+        return last.get("round", 0) if last["what"] == "asked" and not any(replies) else 0
+
+    def _answered(self, name: str) -> int:
+        """The last round that a merchant has answered."""
+        return max((entry.get("round", 0) for entry in self.noted(name) if entry["what"] == "answered"), default=0)
 
 
 @contextmanager
@@ -138,18 +149,28 @@ def on_a_small_disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
-    """No byte is left on the folder's disk while the block runs."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
+    """No byte is left on the folder's disk while the block runs, though others give some back."""
+    is_over = threading.Event()
+
+    def fill() -> None:
+        with suppress(OSError):
             while True:
                 file.write(bytes(1 << 12))
-        except OSError:
-            pass
-    try:
-        yield
-    finally:
-        ballast.unlink()
+
+    def keep_full() -> None:
+        while not is_over.wait(0.01):
+            fill()
+
+    with (folder / "ballast").open("wb", buffering=0) as file:
+        fill()
+        keeper = threading.Thread(target=keep_full)
+        keeper.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            keeper.join()
+            (folder / "ballast").unlink()
 
 
 def taking_part(party):
@@ -172,7 +193,7 @@ def node_apart(party):
 
 
 @pytest.fixture(scope="module")
-def running(new_companies, wait_until):
+def running(new_companies):
     companies = new_companies(AGREEMENT)
     runs = companies.coordinator.folder / "runs"
     runs.mkdir()
@@ -185,7 +206,7 @@ def running(new_companies, wait_until):
         for name in ("alder", "birch"):
             commands[name].wait_for_line("waiting for orders")
         stack.enter_context(node_apart(companies.merchants["cedar"])).wait_for_line("connected to")
-        federation = Federation(companies, commands, wait_until, stack)
+        federation = Federation(companies, commands, stack)
         yield federation
         assert [command.process.poll() for command in commands.values()] == [None] * 3
         companies.coordinator.told("server", "stop", "--run-only")
@@ -228,7 +249,7 @@ def test_reply_that_meets_a_dead_line_comes_through_when_it_lives_again(federati
     with federation.at_an_order("alder") as number:
         federation.signal(name, program, signal.SIGSTOP)
     try:
-        federation.wait_until("the reply", lambda: decisions(federation, "alder", number) == ["answered"])
+        wait_until("the reply", lambda: decisions(federation, "alder", number) == ["answered"])
     finally:
         federation.signal(name, program, signal.SIGCONT)
     assert federation.wait_for_round(number)["dropped"] == {}
