@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -234,11 +235,13 @@ def test_health_is_told_by_grpcs_own_protocol_also_while_an_order_is_worked_on(f
 
 
 def test_watcher_of_its_health_hears_that_a_trainer_stops(folder):
-    with grpc.insecure_channel(f"unix:{folder / SOCKET_NAME}") as channel:
+    with grpc.insecure_channel(f"unix:{folder / SOCKET_NAME}") as channel, ThreadPoolExecutor(1) as pool:
         with TrainerServer(Mirror(), "alpha", folder):
             told = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
             assert next(told).status == health_pb2.HealthCheckResponse.SERVING
-        assert next(told).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            # A server that stops waits a while for who hangs on.
+            heard_last = pool.submit(lambda: (next(told).status, told.cancel()))
+        assert heard_last.result()[0] == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_absent_trainer_is_an_error_of_transport_at_once(folder):

@@ -251,17 +251,24 @@ def test_two_processes_leave_the_same_figures_of_the_comparison(folder):
     assert model_of(folder / "one") == model_of(folder / "two")
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """`hansa demo` as a machine reads it: how it ended, and where."""
+    folder = tmp_path_factory.mktemp("demo")
+    return hansa_process("demo", "--json", cwd=folder), folder
+
+
 @pytest.mark.system
-def test_demo_shows_what_a_federation_is_worth(tmp_path):
+def test_demo_shows_what_a_federation_is_worth(demo):
     """The promise to who sees it first: most merchants gain, all of them together, and little is left to the pool."""
-    result = hansa_process("demo", "--json", cwd=tmp_path)
+    result, folder = demo
     assert result.returncode == 0, result.stderr
     metrics = json.loads(result.stdout)
     gains = [m["federated"]["pr_auc"] - m["local"]["pr_auc"] for m in metrics["merchants"].values()]
     assert sum(gain > 0 for gain in gains) >= 4
     assert metrics["federated"]["pr_auc"] > metrics["local"]["pr_auc"] + 0.05
     assert metrics["federated"]["pr_auc"] > metrics["pooled"]["pr_auc"] - 0.03
-    assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size > 10_000
+    assert (folder / "runs" / "demo" / "report.html").stat().st_size > 10_000
     # Progress for who watches: every round with its cohort and PR-AUC, and the time that is left.
     rounds = [line for line in result.stderr.splitlines() if line.startswith("round ")]
     assert len(rounds) == len(metrics["rounds"])
@@ -270,9 +277,8 @@ def test_demo_shows_what_a_federation_is_worth(tmp_path):
 
 
 @pytest.mark.system
-def test_demo_ends_with_a_bundle_that_scores_rows_nobody_has_seen(tmp_path):
-    assert hansa_process("demo", cwd=tmp_path).returncode == 0
-    run = tmp_path / "runs" / "demo"
+def test_demo_ends_with_a_bundle_that_scores_rows_nobody_has_seen(demo, tmp_path):
+    run = demo[1] / "runs" / "demo"
     assert hansa_process("bundle", "verify", run / "bundle", cwd=tmp_path).returncode == 0
     rows = payments(FIVE_MERCHANTS, generator(0, "other payments")).head(2000)
     rows.drop(columns="is_fraud").to_csv(tmp_path / "new.csv", index=False)

@@ -34,7 +34,7 @@ hidden = []
 
 [training]
 algorithm = "fedavg"
-rounds = 3
+rounds = 2
 
 [training.plan]
 optimizer = "sgd"
@@ -108,7 +108,7 @@ def test_merchant_whose_budget_is_spent_stops_and_nobody_spends_an_agreement_twi
             assert run.wait_for_end(480) == 0, run.text
         assert "gamma is left out, budget-spent" in run.text
         rounds = json.loads((folder / "first" / "metrics.json").read_text())["rounds"]
-        assert [entry["dropped"] for entry in rounds] == [{}, *[{"gamma": "budget-spent"}] * 2]
+        assert [entry["dropped"] for entry in rounds] == [{}, {"gamma": "budget-spent"}]
         assert all(entry["aggregated"] for entry in rounds)
         merchants["gamma"].wait_for_line("merchant.toml has max_epsilon")
 
@@ -120,7 +120,7 @@ def test_merchant_whose_budget_is_spent_stops_and_nobody_spends_an_agreement_twi
         assert told["together"]["epsilon"] <= told["together"]["max_epsilon"]
         assert (folder / "spent.png").read_bytes().startswith(b"\x89PNG")
         (spent,) = json.loads(ledger_of(folder, "alpha", "--json").stdout)["agreements"].values()
-        assert (spent["orders"], spent["epsilon"], spent["left"]) == (4, agreed_epsilon, 0.0)
+        assert (spent["orders"], spent["epsilon"], spent["left"]) == (3, agreed_epsilon, 0.0)
 
         # The agreement is one consent, however many runs there are under it.
         with trained(folder, server, "second") as again:
@@ -136,10 +136,10 @@ def test_merchant_whose_budget_is_spent_stops_and_nobody_spends_an_agreement_twi
         # Put back as it was before the last round, the ledger is refused.
         ledger = folder / "state" / "alpha" / "ledger" / "ledger.jsonl"
         shutil.copy(ledger, folder / "newest")
-        ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:6]))
+        ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:4]))
         with started(folder, "alpha", server) as refused:
             assert refused.wait_for_end() == 1, refused.text
-        assert "knows of 8: an older copy was put back" in refused.text
+        assert "knows of 6: an older copy was put back" in refused.text
         assert ledger_of(folder, "alpha").returncode == 1
         shutil.copy(folder / "newest", ledger)
         assert ledger_of(folder, "alpha").returncode == 0

@@ -1,4 +1,4 @@
-"""A federation as it runs across companies, on one machine: SuperLink, three merchants and a run, each in processes
+"""A federation as it runs across companies, on one machine: SuperLink, two merchants and a run, each in processes
 of its own. Its model has the same bytes as the simulation's, and nothing is left behind."""
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hansa_common.keys import public_key_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-MERCHANTS = ("alpha", "beta", "gamma")
-NUM_ROUNDS = 3
+MERCHANTS = ("alpha", "beta")
+NUM_ROUNDS = 2
 RUN_SECONDS = 480.0
 AGREEMENT = f"""
 name = "processes"
@@ -67,7 +67,7 @@ batch_size = 32
 local_epochs = 2
 
 [cohort]
-min_merchants = 3
+min_merchants = 2
 wait_seconds = 120.0
 deadline_seconds = 120.0
 
@@ -216,7 +216,7 @@ def assert_known_by_name(status, out, *, connected) -> None:
     for entry in status["merchants"].values():
         assert entry.pop("last_seen") is not None
         said = {"version": __version__, "agreement_approved": True, "in_two_places": None, "ledger_went_back": None}
-        assert entry == {"connected": connected, "rounds_served": num_rounds, **said}
+        assert entry.items() >= {"connected": connected, "rounds_served": num_rounds, **said}.items()
     in_all = {key: sum(entry[key] for entry in rounds) for key in ("bytes_received", "bytes_sent")}
     assert status["runs"] == [{"folder": str(out), "state": "finished", "rounds_done": num_rounds, **in_all}]
 
@@ -242,7 +242,7 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
         again = json.loads(told("server", "deliver", out, "--server", server, *signing, "--json"))
         assert again["merchants"] == dict.fromkeys(MERCHANTS, "delivered")
         assert_known_by_name(json.loads(told("server", "status", *signing, "--json")), out, connected=True)
-        assert [merchant.stop() for merchant in merchants] == [0, 0, 0]
+        assert [merchant.stop() for merchant in merchants] == [0, 0]
         assert_known_by_name(json.loads(told("server", "status", *signing, "--json")), out, connected=False)
     wait_until_gone(folder / "state")
 
@@ -258,7 +258,7 @@ def test_processes_leave_the_same_bytes_as_the_simulation(folder):
     assert len(watch.seen) >= len(MERCHANTS) * NUM_ROUNDS
     assert watch.heavy == set()
     # Of trainers that were stopped; and each merchant's threshold is its own.
-    thresholds |= {threshold_fetched_and_used(folder, name, out) for name in ("beta", "gamma")}
+    thresholds.add(threshold_fetched_and_used(folder, "beta", out))
     assert len(thresholds) == len(MERCHANTS)
     simulation = simulated(folder, table)
     assert_same_model(out, simulation)
@@ -296,7 +296,7 @@ def test_bad_table_is_told_by_the_trainer_and_ends_the_command(folder):
     wait_until_gone(folder / "state")
 
 
-def test_node_that_is_killed_is_started_again(folder):
+def test_killed_node_is_started_again_and_kill_of_the_command_leaves_no_process(folder):
     write_tables(folder)
     with superlink(folder) as server, merchant_process(folder, "alpha", server) as merchant:
         merchant.wait_for_line("waiting for orders")
@@ -306,13 +306,6 @@ def test_node_that_is_killed_is_started_again(folder):
         os.kill(pid, signal.SIGKILL)
         merchant.wait_for_line("alpha: Flower's node runs again")
         assert merchant.process.poll() is None
-    wait_until_gone(folder / "state")
-
-
-def test_kill_of_the_command_leaves_no_process(folder):
-    write_tables(folder)
-    with superlink(folder) as server, merchant_process(folder, "alpha", server) as merchant:
-        merchant.wait_for_line("waiting for orders")
         merchant.process.kill()
-        merchant.wait_for_end(60)
+        merchant.wait_for_end()
     wait_until_gone(folder / "state")
