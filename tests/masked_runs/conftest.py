@@ -59,8 +59,8 @@ def in_the_clear(agreement):
 
 def rows_of(merchant):
     random = np.random.default_rng([*merchant.encode()])
-    size = NUM_ROWS[merchant]
-    amount = np.clip(random.normal(20 + 10 * list(NUM_ROWS).index(merchant), 15, size), 0, 100).round(2)
+    size, mean = NUM_ROWS.get(merchant, 100), 20 + 10 * [*NUM_ROWS, merchant].index(merchant)
+    amount = np.clip(random.normal(mean, 15, size), 0, 100).round(2)
     member = random.integers(0, 2, size)
     buys = random.random(size) < 1 / (1 + np.exp(2.0 - amount / 25 - member))
     columns = {"amount": amount, "member": member, "buys": buys.astype(int)}
@@ -111,15 +111,14 @@ class Ran:
     result: object
     events: list
     grid: FaultyGrid
-    states: list
 
 
-def run(agreement, programs, fault=None, *, workers=None, begun=None, states=None):
-    grid = FaultyGrid(in_process(agreement, workers or workers_for(agreement, programs)), fault)
-    events, kept = [], [] if states is None else states
+def run(agreement, programs, fault=None, *, workers=None, trainers=None, begun=None, keep=lambda _: None):
+    grid = FaultyGrid(trainers or in_process(agreement, workers or workers_for(agreement, programs)), fault)
+    events = []
     with server_identity():
-        result = run_federation(grid, agreement, begun or RunState("run-1"), on_event=events.append, keep=kept.append)
-    return Ran(result, events, grid, kept)
+        result = run_federation(grid, agreement, begun or RunState("run-1"), on_event=events.append, keep=keep)
+    return Ran(result, events, grid)
 
 
 @dataclass

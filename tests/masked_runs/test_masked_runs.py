@@ -167,47 +167,10 @@ def test_merchant_that_starts_again_sits_out_its_sum_and_takes_part_again(five):
     assert all(found.aggregated for found in rounds_of(ran))
 
 
-class Killed(BaseException):
-    """The coordinator's process ends here."""
-
-
-@pytest.mark.parametrize(
-    ("ends_at", "abandoned"),
-    [
-        (lambda order: in_round(order, 2) and order.recipient == "cedar", "interrupted"),
-        (lambda order: isinstance(order, UnmaskOrder) and order.sum == 3 and order.recipient == "cedar", "interrupted"),
-        (lambda order: isinstance(order, EvaluateOrder) and order.recipient == "cedar", ""),
-    ],
-    ids=["while vectors come", "while shares come", "while the last model is validated"],
-)
-def test_run_that_goes_on_begins_its_sums_anew_with_numbers_that_nobody_has_seen(five, ends_at, abandoned):
-    agreement, states = five.agreement(), []
-    workers = five.workers(agreement)
-
-    def dies(order):
-        if ends_at(order):
-            raise Killed
-        return False
-
-    with pytest.raises(Killed):
-        five.run(agreement, five.fault(dies, is_before=True), workers=workers, states=states)
-    last = states[-1]
-    # The merchants' processes are still there, with what they hold of the sum that was under way.
-    ran = five.run(agreement, workers=workers, begun=last)
-    numbers = [order.sum for order in ran.grid.orders if isinstance(order, KeysOrder)]
-    assert min(numbers) > last.last_sum + 2
-    rounds = ran.result.rounds
-    assert [entry.round for entry in rounds] == [1, 2, 3, 4]
-    # The round that was under way may have left its mark at merchants, who take no round twice.
-    assert [entry.abandoned for entry in rounds if not entry.aggregated] == [abandoned] * len(abandoned[:1])
-    assert all(entry.dropped == {} for entry in rounds if entry.aggregated)
-    assert ran.result.test is not None
-
-
 def test_test_figures_are_kept_because_merchants_tell_them_once(five):
     agreement, states = five.agreement(), []
     workers = five.workers(agreement)
-    first = five.run(agreement, workers=workers, states=states)
+    first = five.run(agreement, workers=workers, keep=states.append)
     again = five.run(agreement, workers=workers, begun=states[-1])
     assert again.result.test == first.result.test
     assert not [order for order in again.grid.orders if isinstance(order, StatisticsOrder | EvaluateOrder)]
