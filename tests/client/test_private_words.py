@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from hansa_client.agreement_words import plain_words
 from hansa_client.agree_command import agree
+from hansa_client.agreement_words import plain_words
 from hansa_common.agreement import parse_agreement
 from hansa_common.errors import AgreementError
 from hansa_common.privacy_statement import statement
