@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hansa_common.masking import Ring
 
-_RING: Final = 2**32
+_LARGEST: Final = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Packing:
     max_merchants: int
 
     def __post_init__(self) -> None:
-        if not (self.length >= 0 and self.max_value >= 1 and self.max_merchants >= 1 and self._base <= _RING):
+        if not (self.length >= 0 and self.max_value >= 1 and self.max_merchants >= 1 and self._base <= _LARGEST):
             raise ValueError(f"no layout for {self.length} numbers up to {self.max_value} of {self.max_merchants}")
 
     @property
@@ -42,7 +42,7 @@ class Packing:
         [3, 2]
         """
         fit = 1
-        while self._base ** (fit + 1) <= _RING:
+        while self._base ** (fit + 1) <= _LARGEST:
             fit += 1
         return fit
 
@@ -53,8 +53,8 @@ class Packing:
         >>> Packing(1, 2 * 127, 5).room, Packing(1, 325, 5).per_element
         (324, 2)
         """
-        base: int = round(_RING ** (1 / self.per_element)) + 1
-        while base**self.per_element > _RING:
+        base: int = round(_LARGEST ** (1 / self.per_element)) + 1
+        while base**self.per_element > _LARGEST:
             base -= 1
         return (base - 1) // self.max_merchants
 
@@ -88,10 +88,12 @@ class Packing:
         if ring_sum.shape != (self.num_elements,):
             raise ValueError(f"a sum of {ring_sum.size} elements, this layout has {self.num_elements}")
         sums = np.zeros(self.num_elements * self.per_element, np.int64)
-        left = ring_sum
+        left, base = ring_sum, np.uint32(self._base)
         for place in range(self.per_element):
-            left, digits = np.divmod(left, np.uint32(self._base))
-            sums[place * ring_sum.size : (place + 1) * ring_sum.size] = digits
+            # Not divmod, which numpy does number by number.
+            rest = left // base
+            sums[place * ring_sum.size : (place + 1) * ring_sum.size] = left - rest * base
+            left = rest
         most = self.max_value * num_merchants
         if left.any() or sums[self.length :].any() or sums.max(initial=0) > most:
             raise ValueError(f"a number of the sum is above {most}: it is not one of this cohort's vectors")

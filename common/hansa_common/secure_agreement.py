@@ -33,7 +33,8 @@ LEAST_IN_SUM: Final = 3
 MAX_MEAN_ERROR: Final = 1e-4
 ROWS_OF_ERROR: Final = 1000
 _USUAL_NORM: Final = 10.0
-_RING: Final = 2**32
+# Of counts that are packed (packing.py).
+_LARGEST_SUM: Final = 2**32 - 2
 
 
 class SecureAggregation(Section):
@@ -250,8 +251,8 @@ def _of_update_bits(section: SecureAggregation, cohort: Cohort, num_merchants: i
             f"refuses update_bits {section.update_bits} under [privacy.dp]: noise is on every coordinate, and what few "
             "bits cut off and round of it nobody has accounted for; leave update_bits out"
         )
-    if cohort.max_examples * num_merchants >= _RING:
-        most = (_RING - 1) // num_merchants
+    if cohort.max_examples * num_merchants > _LARGEST_SUM:
+        most = _LARGEST_SUM // num_merchants
         yield (
             f"packs counts of rows under update_bits, and {num_merchants} merchants of cohort.max_examples "
             f"{cohort.max_examples} have more than fit; agree on max_examples of at most {most}"

@@ -119,8 +119,9 @@ class ShortUpdates:
             ValueError: the sum is none of vectors of this layout.
         """
         levels = self.packing.unpack(ring_sum, num_merchants) - self._top * num_merchants
-        factor = self._step * self.max_examples / total_examples
-        return self.rotation.turn_back(np.multiply(levels, factor, dtype=np.float64))
+        # In float32, whose rounding is nothing beside that to levels, and twice as fast.
+        mean_levels = self.rotation.turn_back(levels.astype(np.float32))
+        return np.multiply(mean_levels, self._step * self.max_examples / total_examples, dtype=np.float64)
 
 
 def top_level(bits: int, max_merchants: int) -> int:

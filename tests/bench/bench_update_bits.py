@@ -7,9 +7,9 @@ bench_masking.py's. A figure is the median of the repetitions.
 A model: online shoppers as in bench_accuracy.py, with FedAvg and with SCAFFOLD, its norm bound near what updates are.
 Runs differ in `update_bits` alone. The marks:
 
-    at 10 merchants a vector in 8 bits has at most .505 of the bytes that it has in 32, in 4 bits .26, and neither takes
-    more CPU time
-    PR-AUC on test rows is on the mean over seeds at most .005 below that in 32 bits
+    at 10 merchants a vector in 8 bits has at most .505 of the bytes that it has in 32, in 4 bits .26; merchant and
+    coordinator take at most 2 times the CPU time, and at 50 merchants no more
+    PR-AUC on test rows with 8 and 4 bits is on the mean over seeds at most .005 below that in 32 bits; 2 are shown
 
     python tests/bench/bench_update_bits.py [--params 1000000] [--seeds 0 1 2] [--json FILE]
 """
@@ -39,12 +39,16 @@ from hansa_common.short_round import ShortRoundVector
 from hansa_common.short_updates import ShortUpdates
 from hansa_simulations.scenario import Scenario, run_scenario
 
-BITS: Final = (None, 8, 4)
+BITS: Final = (None, 8, 4, 2)
+MARKED_BITS: Final = (8, 4)
 COHORTS: Final = (10, 50)
 MAX_EXAMPLES: Final = 1000
 MAX_SHARE_OF_BYTES: Final = {8: 0.505, 4: 0.26}
+# By the merchants in a sum.
+MAX_TIMES_CPU: Final = {10: 2.0, 50: 1.0}
 MAX_PR_AUC_LOSS: Final = 0.005
-MAX_UPDATE_NORM: Final = {"fedavg": 2.0, "scaffold": 2.0}
+# The longest updates of seed 0 are 2.1 long, most less than half of that.
+MAX_UPDATE_NORM: Final = {"fedavg": 2.5, "scaffold": 2.5}
 LOCAL_STEPS: Final = 120
 
 
@@ -199,15 +203,17 @@ def in_32(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
 def any_missed(sums: list[dict[str, Any]], models: list[dict[str, Any]]) -> bool:
     """Say of each mark whether it is met."""
     found = []
-    for row in (row for row in sums if row["bits"] is not None and row["merchants"] == COHORTS[0]):
-        other, most = in_32(sums, row), MAX_SHARE_OF_BYTES[row["bits"]]
-        found.append((f"{row['bits']} bits: bytes", row["vector_bytes"] <= most * other["vector_bytes"]))
+    for row in (row for row in sums if row["bits"] in MARKED_BITS):
+        other, cohort, what = in_32(sums, row), row["merchants"], f"{row['bits']} bits, {row['merchants']} merchants"
+        if cohort == COHORTS[0]:
+            most = MAX_SHARE_OF_BYTES[row["bits"]]
+            found.append((f"{what}: bytes", row["vector_bytes"] <= most * other["vector_bytes"]))
         found += [
-            (f"{row['bits']} bits: CPU time of the {party}", row[f"{party}_ms"] <= other[f"{party}_ms"])
+            (f"{what}: CPU time of the {party}", row[f"{party}_ms"] <= MAX_TIMES_CPU[cohort] * other[f"{party}_ms"])
             for party in ("merchant", "coordinator")
         ]
     for algorithm in {run["algorithm"] for run in models}:
-        for bits in BITS[1:]:
+        for bits in MARKED_BITS:
             runs = [run for run in models if (run["algorithm"], run["bits"]) == (algorithm, bits)]
             lost = mean(in_32(models, run)["pr_auc"] - run["pr_auc"] for run in runs)
             found.append((f"shoppers, {algorithm}, {bits} bits: PR-AUC {-lost:+.4f}", lost <= MAX_PR_AUC_LOSS))

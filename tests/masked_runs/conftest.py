@@ -194,8 +194,8 @@ def programs():
 
 
 @pytest.fixture
-def coordinator(programs):
-    agreement = agreement_with()
+def coordinator(programs, request):
+    agreement = agreement_with(**getattr(request, "param", {}))
     return Coordinator(agreement, in_process(agreement, workers_for(agreement, programs)))
 
 

@@ -49,6 +49,10 @@ def opened(coordinator, closed):
     return {name: coordinator.opening(name, closed).openings.tobytes() for name in coordinator.trainers}
 
 
+IN_FEW_BITS = {"secure_aggregation": {"protocol": "double-masking", "update_bits": 4}}
+
+
+@pytest.mark.parametrize("coordinator", [{}, IN_FEW_BITS], ids=["in 32 bits", "in 4 bits"], indirect=True)
 def test_sum_over_the_same_order_is_known_and_over_different_ones_is_noise(coordinator, world):
     """Different weights to one merchant, whose update alone would be in the sum (Pasquini et al., 2022)."""
     layout = round_layout(coordinator.agreement, world[0].size, 1)
