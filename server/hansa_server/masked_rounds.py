@@ -130,7 +130,8 @@ def check_mean(found: RoundSum, max_norm: float) -> None:
     """
     norm = float(np.sqrt(np.sum(np.square(found.mean_update))))
     if not norm <= max_norm * _ROUNDING + found.most_error:
-        raise ValueError(f"the mean update has norm {norm:.4g}, of one merchant at most {max_norm:g} is allowed")
+        more = f", and {found.most_error:.2g} more by rounding" if found.most_error else ""
+        raise ValueError(f"the mean update has norm {norm:.4g}, of one merchant at most {max_norm:g} is allowed{more}")
 
 
 def _control_step(run: Run, asked: Round, found: RoundSum) -> Doubles:

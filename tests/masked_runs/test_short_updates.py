@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from hansa_client.masked_memory import SumMemory
 from hansa_client.masked_sums import MaskedSums
 from hansa_client.programs import Programs
 from hansa_common.secure_keys import development_identity
-from hansa_common.secure_layouts import round_layout
+from hansa_common.secure_layouts import round_layout, rounding
+from hansa_server.masked_rounds import check_mean
 from hansa_server.run_events import RoundFinished
 from hansa_simulations.scenario import simulated_merchants
 
@@ -73,11 +76,36 @@ def test_run_in_few_bits_learns_as_the_run_in_32_and_sends_less(five, run, in_32
     assert f"{entry['bytes_received'] / 1e6:.2f} MB received" in rounds_of(short)[-1].line
 
 
-def test_same_seed_gives_the_same_model_to_the_byte_and_each_round_is_rounded_otherwise(five, run):
+def test_same_seed_gives_the_same_model_to_the_byte(five, run):
     agreement = agreement_of(five, 4)
     first, again = run(agreement), run(agreement)
     assert first.result.weights.tobytes() == again.result.weights.tobytes()
     assert first.result.weights.tobytes() != run(agreement_of(five, 5)).result.weights.tobytes()
+
+
+def test_each_round_is_turned_otherwise_and_each_merchants_update_rounded_otherwise(five):
+    """Or what is cut off, and how merchants are off, would add up instead of averaging out."""
+    agreement = agreement_of(five, 4)
+    agreements = (agreement, agreement.with_seed(1))
+    turns = {round_layout(other, 100, number).updates.rotation.seed for number in (1, 2) for other in agreements}
+    assert len(turns) == 4
+    drawn = {rounding(agreement, name, number).random() for number in (1, 2) for name in five.names}
+    assert len(drawn) == 10
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_mean_of_honest_updates_at_the_bound_is_plausible_and_a_longer_one_is_not(five, bits):
+    agreement = agreement_of(five, bits)
+    most, layout = agreement.cohort.max_update_norm, round_layout(agreement, 2000, 1)
+    update = np.full(2000, 0.999 * most / np.sqrt(2000), np.float32)
+    counts = np.zeros(layout.num_counts, np.int64)
+    vectors = [layout.encode(update, 0.5, 250, counts, rounding(agreement, name, 1)) for name in five.names]
+    found = layout.decode(np.sum(np.stack(vectors), axis=0, dtype=np.uint32), 5)
+    check_mean(found, most)
+    with pytest.raises(ValueError, match=r"of one merchant at most 0\.8 is allowed, and .* more by rounding"):
+        check_mean(replace(found, mean_update=found.mean_update * (1.1 + found.most_error / most)), most)
+    # In two bits rounding alone makes a mean longer than that.
+    assert (np.linalg.norm(found.mean_update) > 1.01 * most) == (bits == 2)
 
 
 class In32Bits(MaskedSums):
