@@ -134,7 +134,8 @@ def _cohort(agreement: Agreement) -> str:
     roster = f"the roster's {len(agreement.roster)}: {_names(agreement.roster)}"
     who = f", of {roster}" if agreement.roster else "; anyone may take part"
     least = least_replies(agreement.robustness, agreement.cohort)
-    return f"a round counts with {least} merchants or more{drawn}{who}"
+    rewound = "; whose privacy ledger goes back is left out" if agreement.cohort.rewound_ledger == "leave-out" else ""
+    return f"a round counts with {least} merchants or more{drawn}{who}{rewound}"
 
 
 def _what_leaves(agreement: Agreement) -> list[str]:

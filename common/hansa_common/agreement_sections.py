@@ -165,7 +165,9 @@ class Training(Section):
 
 
 class Cohort(Section):
-    """Who takes part in a round, for how long the coordinator waits, and what a believable reply is."""
+    """Who takes part in a round, for how long the coordinator waits, what a believable reply is, and what becomes of a
+    merchant whose privacy ledger went back: the coordinator tells of it, or also leaves that merchant out.
+    """
 
     min_merchants: Annotated[int, Field(ge=1, le=10_000)] = 2
     size: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -173,6 +175,7 @@ class Cohort(Section):
     deadline_seconds: Positive = 600.0
     max_update_norm: Positive = 1e4
     max_examples: Annotated[int, Field(ge=1, le=2**30)] = 2**30
+    rewound_ledger: Literal["tell", "leave-out"] = "tell"
 
 
 class Privacy(Section):

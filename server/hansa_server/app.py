@@ -76,6 +76,7 @@ def _run(grid: Grid, folder: Path, agreement: Agreement, begun: RunState, progre
         checkpoint.save(folder, agreement, state)
 
     seals = seals_for(agreement, run_folder.signing_key_file(folder))
-    result = run_federation(grid, agreement, begun, on_event=on_event, keep=keep, seals=seals)
+    left_out = ledgers.left_out(agreement)
+    result = run_federation(grid, agreement, begun, on_event=on_event, keep=keep, seals=seals, is_left_out=left_out)
     metrics = result.to_json() | {"ledgers_went_back": ledgers.went_back(entry.name for entry in result.merchants)}
     run_folder.finish(folder, metrics, result.spec, result.weights, result.preprocessing, result.small)

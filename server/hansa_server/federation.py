@@ -127,10 +127,12 @@ def run_federation(
     keep: Callable[[RunState], None] = lambda _: None,
     clock: Clock = SYSTEM_CLOCK,
     seals: Seals = UNSEALED,
+    is_left_out: Callable[[str], bool] = lambda _: False,
 ) -> FederationResult:
     """Train one model over the merchants that the grid reaches, from a new state or from one that was kept.
 
-    `keep` gets each state before what comes after it is asked of anyone; `seals` are those that the agreement asks for.
+    `keep` gets each state before what comes after it is asked of anyone; `seals` are those that the agreement asks for;
+    merchants who are left out, by name, take no part, or none any more.
     A new state's `run_id` must be new for every run, because merchants keep SCAFFOLD's variates under it; it changes no
     weight.
 
@@ -140,7 +142,7 @@ def run_federation(
     """
     exchange, numbers = Exchange(grid, clock, seals), ExchangeNumbers(begun.sequence)
     sums = MaskedState(begun.last_sum, begun.num_train_rows)
-    run = Run(exchange, agreement, agreement.fingerprint, begun.run_id, on_event, numbers, sums)
+    run = Run(exchange, agreement, agreement.fingerprint, begun.run_id, on_event, numbers, sums, is_left_out)
     _tell_start(run, begun)
     begun = resumed(run, begun) if begun.merchants and agreement.secure_aggregation.is_on else begun
     keep(begun)

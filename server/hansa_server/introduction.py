@@ -7,6 +7,7 @@
 | names a merchant that another node names too    | neither takes part, unless one leaves before the wait is over |
 | errs, is busy or does not answer                | is asked again, until the wait is over                      |
 | computes otherwise than before an interruption  | refused: its replies would not be those of the run          |
+| has a privacy ledger that went back             | refused, where that was agreed on                           |
 
 The wait ends when the whole roster is there, or after cohort.wait_seconds. Where the agreement's roster is empty
 anyone may come, and it ends as soon as cohort.min_merchants are there; merchants then stand in order of name.
@@ -27,7 +28,7 @@ from hansa_common.messages import IntroduceOrder, Introduction
 from hansa_common.record_types import EVERYONE
 from hansa_common.trust import MerchantName
 from hansa_server.exchange import AWAY, GRACE_SECONDS, Addressed, Answer, Patience, Sent
-from hansa_server.participants import Merchant, Run
+from hansa_server.participants import LEFT_OUT, Merchant, Run
 from hansa_server.run_events import MerchantIntroduced, MerchantsIntroduced, NodeRefused
 
 # An introduction needs no work, but its process may have to start first.
@@ -164,7 +165,8 @@ class _Door:
     def is_complete(self) -> bool:
         """Whether there is nobody left to wait for."""
         present = {merchant.name for merchant in self.admitted()}
-        enough = present >= self._awaited.names and len(present) >= self._awaited.at_least
+        awaited = {name for name in self._awaited.names if not self._run.is_left_out(name)}
+        enough = present >= awaited and len(present) >= self._awaited.at_least
         now = self._run.exchange.clock.now()
         if not enough:
             self._complete_since = None
@@ -205,6 +207,9 @@ class _Door:
         if reply.merchant in _names(self._claims.values()):
             self._refuse(node_id, "name-claimed-twice", reply.merchant)
         self._run.tell_ledger(reply.merchant, answer)
+        if self._run.is_left_out(reply.merchant):
+            self._refuse(node_id, LEFT_OUT, reply.merchant)
+            return
         self._claims[node_id] = Merchant(reply.merchant, node_id, reply.backend, reply.device)
         self._run.tell(MerchantIntroduced(node_id, reply.merchant, reply.hansa_version))
 

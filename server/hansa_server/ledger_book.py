@@ -3,7 +3,8 @@
 A merchant's ledger only grows. One that is lower than before, or another at the same number, is an older copy that was
 put back: what the newer one had charged can be spent again. The merchant's own check does not see it where its whole
 machine was put back; here it is told as a warning, and from then on in the report and metrics.json of every run that
-the merchant is in, and by `hansa server status`. Nothing is refused for it: the merchant's word is all there is.
+the merchant is in, and by `hansa server status`. Nothing is refused for it, for the merchant's word is all there is,
+unless that was agreed on (cohort.rewound_ledger).
 
 Runs overlap, and merchants answer two of them from one ledger: an answer may be read after a later one. So what is
 behind counts only in an answer to an order that went out after the later state was heard; another says nothing, and the
@@ -128,6 +129,14 @@ class LedgerBook:
         book = read_book(self._folder)
         known = {name: self._known(book, name) for name in merchants}
         return {name: found.to_json() for name, found in known.items() if found.went_back is not None}
+
+    def left_out(self, agreement: Agreement) -> Callable[[str], bool]:
+        """Who is to be left out under an agreement, by name, as far as is known when it is asked: nobody, or whose
+        ledger ever went back.
+        """
+        if agreement.cohort.rewound_ledger == "tell":
+            return lambda _: False
+        return lambda merchant: bool(self.went_back([merchant]))
 
     def _known(self, book: Mapping[str, Known], merchant: str) -> Known:
         """What is known of the merchant that has this key now."""

@@ -14,12 +14,15 @@ from typing import Any, Final, Generic, TypeVar
 from hansa_common.agreement import Agreement
 from hansa_common.errors import ReplyError
 from hansa_common.record_types import Order, Reply
-from hansa_server.exchange import Addressed, Answer, Exchange
+from hansa_server.exchange import AWAY, Addressed, Answer, Exchange
 from hansa_server.ledger_events import LedgerTold
 from hansa_server.masked_state import MaskedState
 from hansa_server.run_events import Event, ReplyDropped
 
 Checked = TypeVar("Checked")
+
+# Why a merchant is left out whose privacy ledger went back, where that was agreed on.
+LEFT_OUT: Final = "ledger-went-back"
 
 _log: Final = logging.getLogger(__name__)
 
@@ -66,7 +69,8 @@ class ExchangeNumbers:
 @dataclass(frozen=True)
 class Run:
     """One run under one agreement: how to reach its merchants, whom to tell what happens, and where it stands in its
-    exchanges and masked sums.
+    exchanges and masked sums. Who `is_left_out`, by name, is asked nothing, and an answer that it gives all the same
+    counts for nothing.
     """
 
     exchange: Exchange
@@ -76,6 +80,7 @@ class Run:
     on_event: Callable[[Event], None]
     numbers: ExchangeNumbers = field(default_factory=ExchangeNumbers)
     sums: MaskedState = field(default_factory=MaskedState)
+    is_left_out: Callable[[str], bool] = lambda _: False
 
     def __post_init__(self) -> None:
         if self.exchange.seals.trust != self.agreement.trust:
@@ -113,15 +118,20 @@ class Run:
         `check` raises ReplyError for a reply that is not to be believed; then the reply is None.
         """
         self.numbers.advance()
-        orders = (Addressed(merchant.node_id, order(merchant)) for merchant in merchants)
+        orders = (Addressed(self._node_of(merchant), order(merchant)) for merchant in merchants)
         answers = self.exchange.ask(orders, self.agreement.cohort.deadline_seconds)
         for merchant, answer in zip(merchants, answers, strict=True):
             self.tell_ledger(merchant.name, answer)
-            heard = _heard(merchant, answer, check)
+            # Asked again: it is what this very answer told that can leave it out.
+            is_left_out = self.is_left_out(merchant.name)
+            heard = ReplyError(LEFT_OUT, "") if is_left_out else _heard(merchant, answer, check)
             if isinstance(heard, ReplyError):
                 self.tell(ReplyDropped(merchant.name, stage, heard.reason, str(heard)))
                 heard = Heard[Checked](merchant, answer, None, heard.reason)
             yield heard
+
+    def _node_of(self, merchant: Merchant) -> int:
+        return AWAY if self.is_left_out(merchant.name) else merchant.node_id
 
 
 def _heard(

@@ -14,6 +14,7 @@ norm                is longer than agreed, or changes a variate by more than suc
 statistics          holds statistics that no rows can have
 histogram           holds a histogram that no rows of that merchant can have
 metrics             holds own figures that are no figures
+ledger-went-back    is of a merchant that is left out for its privacy ledger (participants.py)
 """
 
 from __future__ import annotations

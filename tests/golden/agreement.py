@@ -98,6 +98,7 @@ MEANING = {
         "deadline_seconds": 600.0,
         "max_update_norm": 10000.0,
         "max_examples": 1073741824,
+        "rewound_ledger": "tell",
     },
     "privacy": {
         "min_count": 5,
