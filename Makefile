@@ -16,8 +16,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-# Two files at a time. What starts real processes has the machine for itself: some kill at a moment that is soon over.
+# Two files at a time. What starts real processes mostly waits for them: there the longest files come first.
 IN_PARALLEL := $(BIN)/python -m pytest -n 2 --dist loadfile
+PROCESSES := $(IN_PARALLEL) --no-loadscope-reorder -m system
 BENCHES := $(sort $(wildcard tests/bench/bench_*.py))
 
 .NOTPARALLEL:
@@ -28,7 +29,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(IN_PARALLEL) -m "not system"
-	$(BIN)/python -m pytest -m system
+	$(PROCESSES)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -40,7 +41,7 @@ unit: $(INSTALLED_DEV)
 	$(IN_PARALLEL) -m "not system and not data"
 
 system: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m system
+	$(PROCESSES)
 
 bench: $(INSTALLED_DEV)
 	@test -n "$(BENCHES)" || { echo "there are no benchmarks in tests/bench"; exit 1; }

@@ -1,7 +1,8 @@
 """What tests of all rooms share: in which order they run, and what a machine must have for some of them.
 
 Units come first, then doctests, then real processes, so that what fails fast is told first; the closing lines say
-how long each of the three took. A test marked `data` or `gpu` is skipped, with the reason, where the public data sets
+how long each of the three took. Of real processes the files that may take longest come first: two files run at a time,
+and the last is waited for alone. A test marked `data` or `gpu` is skipped, with the reason, where the public data sets
 or a GPU are not there.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,14 +36,26 @@ def stage(item: pytest.Item) -> str:
     return "real processes" if item.get_closest_marker("system") else "units"
 
 
+def longest_first(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, float]]:
+    """The place of a test: its stage's, and in the last stage that of its file, by the time that it may take."""
+    seconds: defaultdict[Path, float] = defaultdict(float)
+    for item in items:
+        if stage(item) == STAGES[-1] and (limit := item.get_closest_marker("timeout")):
+            seconds[item.path] = max(seconds[item.path], limit.args[0])
+    return lambda item: (
+        STAGES.index(stage(item)),
+        -seconds[item.path] if stage(item) == STAGES[-1] else 0.0,
+    )
+
+
 # TensorFlow's threads are settled before its first operation or never, and a test's own may come before a trainer's.
 wrapt.register_post_import_hook(lambda _: configure_devices(), "tensorflow")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    # Last, so that the order inside each stage is the random one.
-    items.sort(key=lambda item: STAGES.index(stage(item)))
+    # Last, so that the order is otherwise the random one.
+    items.sort(key=longest_first(items))
     for item in items:
         item.user_properties.append(("stage", stage(item)))
         if item.get_closest_marker("data") and not DATA.is_dir():

@@ -235,6 +235,7 @@ def hansa_process(*words, cwd):
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 def test_two_processes_leave_the_same_figures_of_the_comparison(folder):
     told = []
     for out in ("one", "two"):
@@ -259,6 +260,7 @@ def demo(tmp_path_factory):
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 def test_demo_shows_what_a_federation_is_worth(demo):
     """The promise to who sees it first: most merchants gain, all of them together, and little is left to the pool."""
     result, folder = demo
@@ -277,6 +279,7 @@ def test_demo_shows_what_a_federation_is_worth(demo):
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 def test_demo_ends_with_a_bundle_that_scores_rows_nobody_has_seen(demo, tmp_path):
     run = demo[1] / "runs" / "demo"
     assert hansa_process("bundle", "verify", run / "bundle", cwd=tmp_path).returncode == 0
