@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import resource
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +98,22 @@ def _own_state_home(tmp_path_factory):
 def public_data() -> Path:
     """The folder of the public data sets; for tests marked `data`."""
     return DATA
+
+
+@pytest.fixture(scope="session")
+def full_disk():
+    """A context in which no file can grow, as on a disk that is full."""
+
+    @contextmanager
+    def full_disk():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full_disk
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -144,15 +143,11 @@ def test_line_that_meets_a_full_disk_leaves_nothing(path, monkeypatch):
     verified(path)
 
 
-def test_line_that_cannot_be_written_at_all_says_why_and_leaves_nothing(path):
+def test_line_that_cannot_be_written_at_all_says_why_and_leaves_nothing(path, full_disk):
     audit = filled(path)
-    content, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        with pytest.raises(MerchantError, match="cannot be written"):
-            audit.asked(order=ORDER)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    content = path.read_bytes()
+    with full_disk(), pytest.raises(MerchantError, match="cannot be written"):
+        audit.asked(order=ORDER)
     assert path.read_bytes() == content
     audit.asked(order=ORDER)
     verified(path)

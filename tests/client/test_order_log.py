@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,18 +62,7 @@ def begun(folder, run="run") -> OrderLog:
     return log
 
 
-@contextmanager
-def full_disk():
-    """No file can grow meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_order_that_cannot_be_put_on_record_is_never_taken(folder):
+def test_order_that_cannot_be_put_on_record_is_never_taken(folder, full_disk):
     log = begun(folder)
     asked = answered(log, order(1, 1))
     for _ in range(2):

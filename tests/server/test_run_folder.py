@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
-from contextlib import contextmanager
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -190,18 +188,7 @@ def test_baselines_can_be_added_to_a_finished_run(run):
     assert run_folder.read_outcome(folder)["local"]["pr_auc"] == 0.4
 
 
-@contextmanager
-def full_disk():
-    """No file can grow meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_disk_that_is_full_and_takes_no_reason_is_told_in_a_line_and_leaves_nothing(tmp_path, capsys):
+def test_disk_that_is_full_and_takes_no_reason_is_told_in_a_line_and_leaves_nothing(tmp_path, capsys, full_disk):
     with full_disk(), pytest.raises(RunInterruptedError, match="make room"), run_folder.failure_told(tmp_path):
         run_folder.add_round(tmp_path, {"round": 1})
     assert re.fullmatch(r"hansa: .*make room for it\n", capsys.readouterr().err)
@@ -209,7 +196,7 @@ def test_disk_that_is_full_and_takes_no_reason_is_told_in_a_line_and_leaves_noth
     assert not (tmp_path / run_folder.INTERRUPTION).exists()
 
 
-def test_disk_that_was_full_is_the_reason_that_is_left(tmp_path, capsys):
+def test_disk_that_was_full_is_the_reason_that_is_left(tmp_path, capsys, full_disk):
     with pytest.raises(RunInterruptedError), run_folder.failure_told(tmp_path), full_disk():
         run_folder.write_rounds(tmp_path, [{"round": 1}])
     assert "make room" in (tmp_path / run_folder.INTERRUPTION).read_text()

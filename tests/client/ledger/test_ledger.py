@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +16,6 @@ from hansa_common.errors import BudgetError, MerchantError, UsageError
 from hansa_common.privacy import Gaussian, SampledGaussian, epsilon
 
 STATISTICS = Gaussian(20.0)
-
-
-@contextmanager
-def full_disk():
-    """No file can grow meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def charged_until_refused(charge) -> tuple[int, str]:
@@ -202,7 +189,7 @@ def test_others_may_not_open_its_folder(files, opened):
 # A disk that is full
 
 
-def test_order_that_cannot_be_charged_is_not_to_be_worked_on_and_leaves_nothing(files, filled, charge):
+def test_order_that_cannot_be_charged_is_not_to_be_worked_on_and_leaves_nothing(files, filled, charge, full_disk):
     ledger = filled(2)
     before = files.path.read_bytes()
     with full_disk(), pytest.raises(MerchantError, match="cannot be written"):
