@@ -83,11 +83,19 @@ def test_word_that_a_probability_begins_with_is_decided_by_the_bits_that_follow(
     assert discrete_gaussian._multiples(word - np.uint64(1), PrivacyRandom(KEY)) == k
 
 
-def test_rarest_multiples_are_drawn_too() -> None:
+def test_multiples_beyond_the_table_are_drawn_too() -> None:
     words = np.array([2**64 - 1] * 50, np.uint64)
-    found = discrete_gaussian._multiples(words, PrivacyRandom(KEY))
-    assert found.min() >= 9
-    assert found.max() > found.min()
+    assert discrete_gaussian._multiples(words, PrivacyRandom(KEY)).min() >= 9
+
+
+def test_no_remainder_is_likelier_for_how_32_bits_are_divided() -> None:
+    deviation = 66_500_000
+    remainders = np.abs(discrete_gaussians(PrivacyRandom(KEY), deviation, 1_000_000)) % deviation
+    # Of 2^32 numbers some remainders would have 65, and the others 64.
+    first, following = (-(-(remainders + more) * 2**32 // deviation) for more in (0, 1))
+    expected = 2**32 / deviation - 64
+    share = np.mean(following - first == 65)
+    assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / remainders.size)
 
 
 def test_same_key_gives_the_same_numbers_and_another_others() -> None:
