@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from shop_columns import AMOUNT, BUYS, MEMBER
 from sklearn.metrics import roc_auc_score
 
 from hansa_common.agreement import parse_agreement
@@ -19,26 +20,11 @@ from hansa_simulations.cli import DEMO_AGREEMENT, demo_scenario, parse_baselines
 from hansa_simulations.merchants import FIVE_MERCHANTS, payments
 
 HANSA = str(Path(sys.executable).with_name("hansa"))
-TOML = """\
+TOML = f"""\
 name = "Three shops"
 task = "purchase"
 ROSTER
-
-[label]
-column = "buys"
-
-[[features]]
-kind = "numeric"
-name = "amount"
-low = 0
-high = 100
-missing = "refuse"
-
-[[features]]
-kind = "boolean"
-name = "member"
-missing = "refuse"
-
+{BUYS}{AMOUNT}{MEMBER}
 [model]
 hidden = []
 dropout = 0.0

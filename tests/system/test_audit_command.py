@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from shop_columns import AMOUNT, BUYS, MEMBER
 
 from hansa_client.bundle_files import open_trusted
 from hansa_common.cli import installed_commands, run
@@ -20,24 +21,9 @@ from hansa_simulations.audit_workers import Work, trained_confidences
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-TOML = """\
+TOML = f"""\
 task = "purchase"
-
-[label]
-column = "buys"
-
-[[features]]
-kind = "numeric"
-name = "amount"
-low = 0
-high = 100
-missing = "refuse"
-
-[[features]]
-kind = "boolean"
-name = "member"
-missing = "refuse"
-
+{BUYS}{AMOUNT}{MEMBER}
 [data]
 test_share = 0.6
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from shop_columns import AMOUNT, BUYS
 from sklearn.metrics import roc_auc_score
 
 from hansa_client.bundle_files import open_trusted
@@ -24,19 +25,9 @@ from hansa_simulations.scenario import Scenario, run_scenario
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-TOML = """\
+TOML = f"""\
 task = "purchase"
-
-[label]
-column = "buys"
-
-[[features]]
-kind = "numeric"
-name = "amount"
-low = 0
-high = 100
-missing = "refuse"
-
+{BUYS}{AMOUNT}
 [[features]]
 kind = "categorical"
 name = "shelf"
