@@ -42,7 +42,7 @@ class JaxPrivateProgram:
         self._run = jax.jit(self._steps)
 
     def run(self, start: LocalStart, private: PrivateSettings, steps: SampledSteps) -> None:
-        state = self._begun(start) if steps.is_first or self._state is None else self._state
+        state = self._begun(start, private) if steps.is_first or self._state is None else self._state
         vectors = (start.weights, start.correction, start.mask)
         rows = (steps.inputs.dense, steps.inputs.ids, steps.labels, steps.is_real)
         chunk = (*rows, steps.block_ends, steps.noise)
@@ -58,10 +58,11 @@ class JaxPrivateProgram:
             raise ValueError("no step has been done")
         return np.concatenate([np.asarray(value, np.float32).ravel() for value in self._state[0]])
 
-    def _begun(self, start: LocalStart) -> _State:
+    def _begun(self, start: LocalStart, private: PrivateSettings) -> _State:
         seeds = [jnp.array(start.dropout_state(place)) for place in range(len(self._dropouts))]
-        rate = self._optimizer.learning_rate
-        slots = [v.value if v is rate else jnp.zeros_like(v.value) for v in self._optimizer.variables]
+        variables, its_rate = self._optimizer.variables, self._optimizer.learning_rate
+        rate = jnp.float32(private.learning_rate)
+        slots = [rate if v is its_rate else jnp.zeros_like(v.value) for v in variables]
         return self._cut(jnp.array(start.weights)), seeds, slots
 
     def _steps(

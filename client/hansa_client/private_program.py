@@ -50,10 +50,11 @@ class SampledSteps:
 
 @dataclass(frozen=True)
 class PrivateSettings:
-    """What a private step does to a row's gradient, and how many rows are expected in a step."""
+    """What a private step does to a row's gradient, how many rows are expected in a step, and how long a step is."""
 
     max_row_norm: float
     expected_rows: float
+    learning_rate: float
 
 
 class PrivateProgram(Protocol):

@@ -50,6 +50,7 @@ def train_privately(
     random: PrivacyRandom,
     *,
     correction: Vector | None,
+    learning_rate: float,
     should_stop: Callable[[], bool],
 ) -> TrainingOutcome:
     """Train from weights (num_params,) on the table's training rows, whose inputs these are; the outcome has no loss.
@@ -67,6 +68,7 @@ def train_privately(
         correction=correction,
         # No layer drops anything: an agreement with [privacy.dp] has no dropout.
         dropout_seed=0,
+        learning_rate=learning_rate,
         should_stop=should_stop,
     )
 

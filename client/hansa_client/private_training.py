@@ -57,6 +57,7 @@ class PrivateTraining:
             UsageError: Keras' backend is neither TensorFlow nor JAX.
         """
         self._program = _new_program(StepSettings(spec, model, plan))
+        self._learning_rate = plan.learning_rate
         self._num_params = num_params(spec.shapes)
         # A step may choose every row, so one chunk has room for all: and then for many steps of fewer.
         self._num_blocks = math.ceil(max(1, capacity_rows) / BLOCK_ROWS)
@@ -81,10 +82,12 @@ class PrivateTraining:
         dropout_seed: int,
         should_stop: Callable[[], bool],
         mask: Vector | None = None,
+        learning_rate: float | None = None,
     ) -> TrainingOutcome:
         """Train from weights (num_params,) float32; `units` (rows,) says to which unit, from 0 on, each row belongs.
 
-        `correction` and `mask` are (num_params,), and as in training_loop.py. The outcome has no loss.
+        `correction` and `mask` are (num_params,), and as in training_loop.py; a learning rate that is not given is the
+        plan's. The outcome has no loss.
 
         Raises:
             ValueError: a unit has more rows than the work allows: what is promised would not hold.
@@ -95,7 +98,8 @@ class PrivateTraining:
         start = LocalStart(
             weights, nothing if correction is None else correction, ones if mask is None else mask, dropout_seed
         )
-        private = PrivateSettings(work.max_norm / work.max_rows_per_unit, work.sampling_rate * len(inputs))
+        rate = self._learning_rate if learning_rate is None else learning_rate
+        private = PrivateSettings(work.max_norm / work.max_rows_per_unit, work.sampling_rate * len(inputs), rate)
         done = 0
         while done < work.num_steps:
             if should_stop():

@@ -62,7 +62,8 @@ class Programs:
 
     def private_training(self, plan: int) -> PrivateTraining:
         """The program of a plan's private steps, built at its first use."""
-        stepping = _stepping(self._agreement.training.plans[plan])
+        # One for all learning rates, which each round tells it.
+        stepping = _stepping(self._agreement.training.plans[plan]).model_copy(update={"learning_rate": 1.0})
         if stepping not in self._private_trainings:
             self._private_trainings[stepping] = PrivateTraining(
                 self.spec, self._agreement.model, stepping, capacity_rows=self._capacity_rows

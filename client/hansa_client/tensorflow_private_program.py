@@ -32,7 +32,7 @@ class TensorFlowPrivateProgram:
             [tf.constant(start.dropout_state(place)) for place in range(len(self._state.seeds))],
             [tf.constant(part) for part in (inputs.dense, inputs.ids, steps.labels, steps.is_real)],
             [tf.constant(steps.block_ends), tf.constant(steps.noise)],
-            tf.constant([private.max_row_norm, private.expected_rows], tf.float32),
+            tf.constant([private.max_row_norm, private.expected_rows, private.learning_rate], tf.float32),
             tf.constant([steps.number, steps.is_first], tf.int32),
         )
         self._weights = weights.numpy()
@@ -48,6 +48,7 @@ class TensorFlowPrivateProgram:
         state = self._state
         anchor, corrections, masks = (state.cut(vector) for vector in vectors)
         state.begin(anchor, seeds, numbers[1] > 0)
+        state.set_learning_rate(private[2])
         block_ends, noise = steps
         max_row_norm, expected_rows = private[0], private[1]
 

@@ -45,6 +45,10 @@ class TensorFlowState:
         for state, seed in zip(self.seeds, seeds, strict=True):
             state.assign(tf.where(is_first, seed, state.value))
 
+    def set_learning_rate(self, rate: Any) -> None:
+        """Take another learning rate than the plan's, a tensor ()."""
+        self._optimizer.learning_rate.assign(rate)
+
     def apply(self, gradients: list[Any], anchor: list[Any], corrections: list[Any], masks: list[Any]) -> None:
         """One step of the optimizer from gradients, corrected and pulled to the anchor, and then the masks."""
         corrected = [g + c for g, c in zip(gradients, corrections, strict=True)]

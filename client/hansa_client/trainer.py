@@ -279,6 +279,7 @@ class MerchantTrainer:
             weights,
             self._draw_noise(f"round {order.round}"),
             correction=correction,
+            learning_rate=self._agreement.training.plans[order.plan].learning_rate,
             should_stop=halt.is_due,
         )
 

@@ -175,6 +175,13 @@ def test_every_step_has_noise_of_its_own():
     assert stats.kstest(moved / deviation / 2, "norm").pvalue > 1e-3
 
 
+def test_another_learning_rate_is_that_of_a_plan_with_it():
+    work = PrivateWork(4, 0.5, 0.5, 1.0)
+    one, other = (Case(plan=Plan(optimizer="adam", learning_rate=rate, batch_size=ROWS)) for rate in (0.01, 0.3))
+    assert np.array_equal(one.trained(work, learning_rate=0.3), other.trained(work))
+    assert not np.array_equal(one.trained(work), other.trained(work))
+
+
 def test_it_stops_between_chunks():
     with pytest.raises(DeadlineError):
         Case().trained(PrivateWork(2, 0.3, 0.5, 1.0), should_stop=lambda: True)
@@ -188,7 +195,7 @@ from hansa_client.private_training import PrivateWork
 from hansa_common.agreement_sections import Model, Plan
 case = Case(Model(hidden=(16, 8), layer_norm=True, dropout=0.3, l2=1e-3, activation="gelu"),
             Plan(optimizer="momentum", learning_rate=0.05, batch_size=32))
-np.save(sys.argv[1], case.trained(PrivateWork(6, 0.4, 0.5, 0.8)))
+np.save(sys.argv[1], case.trained(PrivateWork(6, 0.4, 0.5, 0.8), learning_rate=0.03))
 """
 
 
