@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hansa_common.agreement_file import read_agreement
 from hansa_common.errors import UsageError
 from hansa_simulations.cli import merchant_tables, progress_to_stderr, quieten_tensorflow
-
-if TYPE_CHECKING:
-    from hansa_simulations.privacy_plan import PrivacyPlan
-    from hansa_simulations.privacy_trials import Tried
 
 privacy = typer.Typer(
     name="privacy",
@@ -59,6 +55,7 @@ def plan(
     with progress_to_stderr(as_json):
         from hansa_client.silos import parse_silo, split_silos
         from hansa_client.tables import read_frame
+        from hansa_simulations.privacy_display import PlanDisplay, plan_lines
         from hansa_simulations.privacy_plan import find_plan
 
         spec = parse_silo(silo)
@@ -66,42 +63,6 @@ def plan(
         frames = split_silos(read_frame(data), spec, min_silo_rows)
         agreed = agreed.without_trust() if agreed.roster else agreed.with_roster(tuple(frames))
         tables = merchant_tables(agreed, frames, str(data))
-        found = find_plan(agreed, tables, epsilon, delta, _tell_tried)
-    if as_json:
-        typer.echo(json.dumps(found.to_json()))
-    else:
-        _tell(found, data)
-
-
-def _tell_tried(tried: Tried) -> None:
-    plan, dp = tried.agreement.training.plan, tried.agreement.privacy.dp
-    network = list(tried.agreement.model.hidden) or "logistic regression"
-    area = "no model" if tried.validation is None else f"validation PR-AUC {tried.validation.pr_auc:.4f}"
-    how = (
-        "without privacy"
-        if dp is None
-        else f"noise {dp.noise_multiplier:g}, sampling {dp.sampling_rate:g}, {plan.local_steps} local steps, "
-        f"learning rate {plan.learning_rate:g}"
-    )
-    typer.echo(f"tried {network}, {how}: {area}", err=True)
-
-
-def _tell(found: PrivacyPlan, data: Path) -> None:
-    from hansa_common.privacy_costs import run_epsilon
-    from hansa_simulations.privacy_plan import toml_of
-
-    agreement = found.recommended.agreement
-    typer.echo(toml_of(agreement))
-    if found.advice:
-        typer.echo(f"# {found.advice}")
-    typer.echo(f"# a whole run costs epsilon {run_epsilon(agreement)} at delta {found.delta:g}, as agreed")
-    private, plain = found.recommended.test, found.without.test
-    if private is not None and plain is not None:
-        typer.echo(
-            f"# predicted: test PR-AUC {private.pr_auc:.3f}, without privacy {plain.pr_auc:.3f} "
-            f"({found.loss:.3f} lost); ROC-AUC {private.roc_auc:.3f} and {plain.roc_auc:.3f}"
-        )
-    typer.echo(
-        f"# found by trying {len(found.tried)} plans on {data.name}, one seed each; the rows of that table paid for it "
-        "outside of any accounting, and other tables differ"
-    )
+        with PlanDisplay() as display:
+            found = find_plan(agreed, tables, epsilon, delta, display)
+    typer.echo(json.dumps(found.to_json()) if as_json else "\n".join(plan_lines(found, data.name)))

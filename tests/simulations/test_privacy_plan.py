@@ -15,32 +15,49 @@ from hansa_common.metrics import metrics_from_histogram, score_histogram
 from hansa_common.privacy_costs import run_epsilon
 from hansa_simulations import privacy_plan
 from hansa_simulations.privacy_command import privacy
-from hansa_simulations.privacy_plan import PrivacyPlan, Work, find_plan, sections_of, toml_of, without_privacy
+from hansa_simulations.privacy_plan import FULL_BATCH, SHARES, PrivacyPlan, find_plan, sections_of, toml_of
+from hansa_simulations.privacy_proposals import Promise, without_privacy
 from hansa_simulations.privacy_trials import Tried
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _little_work():
-    """Two learning rates and few steps: each learning rate of a network is a program to compile."""
+    """Few steps and learning rates."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(privacy_plan, "LEARNING_RATES", (0.3, 1.0))
-        patched.setattr(privacy_plan, "_FIRST_RATES", (0, 1))
-        patched.setattr(privacy_plan, "FIRST_WORK", Work(0.3, 20))
-        patched.setattr(privacy_plan, "OTHER_WORK", (Work(0.5, 20),))
+        patched.setattr(privacy_plan, "LEARNING_RATES", {"adam": (0.03,), "sgd": (1.0, 3.0)})
+        patched.setattr(privacy_plan, "FULL_BATCH", replace(FULL_BATCH, num_steps=20))
+        patched.setattr(privacy_plan, "SHARES", replace(SHARES, num_steps=20))
+        patched.setattr(privacy_plan, "OTHER_SHARES", ((0.5, 20),))
         yield
+
+
+class Listening:
+    def __init__(self) -> None:
+        self.begun, self.shares, self.told = [], [], []
+
+    def begin(self, agreement, share_done) -> None:
+        self.begun.append(agreement)
+        self.shares.append(share_done)
+
+    def tried(self, tried) -> None:
+        self.told.append(tried)
 
 
 @pytest.fixture(scope="module")
 def found(shops):
     agreement = shops.agreement(model={"hidden": [4], "dropout": 0.2})
-    told = []
-    plan = find_plan(agreement, shops.tables(agreement), 8.0, 1e-5, told.append)
-    return plan, told
+    listening = Listening()
+    plan = find_plan(agreement, shops.tables(agreement), 8.0, 1e-5, listening)
+    return plan, listening
 
 
 def test_everything_that_is_tried_keeps_the_epsilon_that_was_asked_for(found) -> None:
-    plan, told = found
-    assert told == [*plan.tried, plan.without]
+    plan, listening = found
+    assert listening.told == [*plan.tried, plan.without]
+    assert listening.begun == [one.agreement for one in listening.told]
+    assert listening.shares == sorted(listening.shares)
+    assert listening.shares[0] == 0.0
+    assert listening.shares[-1] == 1.0
     assert {one.agreement.model.hidden for one in plan.tried} == {(), (4,)}
     for one in plan.tried:
         assert 7.5 < run_epsilon(one.agreement) <= 8.0
@@ -67,6 +84,31 @@ def test_plan_as_json_tells_cost_loss_and_how_they_are_known(found) -> None:
     assert told["predicted"]["epsilon"] <= 8.0
     assert told["predicted"]["loss"] == found[0].loss
     assert "tried on the given table" in told["predicted"]["how"]
+
+
+def test_full_batches_with_adam_and_scaling_by_domains_are_among_what_is_tried(found) -> None:
+    kinds = {
+        (plan.optimizer, dp.sampling_rate, dp.statistics)
+        for one in found[0].tried
+        if (plan := one.agreement.training.plan) and (dp := one.agreement.privacy.dp)
+    }
+    assert {("adam", 1.0, "domains"), ("adam", 1.0, "noised")} <= kinds
+    assert {(optimizer, rate) for optimizer, rate, _ in kinds} == {("adam", 1.0), ("sgd", 0.3), ("sgd", 0.5)}
+
+
+def test_small_network_is_tried_where_the_agreed_one_is_larger(shops) -> None:
+    def networks(hidden):
+        return Promise(shops.agreement(model={"hidden": hidden}), 8.0, 1e-5, 0.0).networks((16,))
+
+    assert networks([]) == [()]
+    assert networks([16]) == [(), (16,)]
+    assert networks([4]) == [(), (4,)]
+    assert networks([64, 32]) == [(), (16,), (64, 32)]
+
+
+def test_statistics_are_no_choice_where_no_number_is_scaled(shops) -> None:
+    member = {"kind": "boolean", "name": "member", "missing": "refuse"}
+    assert Promise(shops.agreement(features=[member]), 8.0, 1e-5, 0.0).statistics == ("domains",)
 
 
 def scored(shops, hidden, pr_auc: float) -> Tried:
@@ -97,23 +139,41 @@ def test_model_that_diverged_is_never_recommended(shops) -> None:
     assert plan.recommended.validation is not None
 
 
-def test_learning_rates_are_tried_until_the_best_has_one_on_either_side(shops, monkeypatch) -> None:
-    monkeypatch.setattr(privacy_plan, "LEARNING_RATES", (0.03, 0.1, 0.3, 1.0, 3.0, 9.0))
-    monkeypatch.setattr(privacy_plan, "_FIRST_RATES", (2, 3, 4))
-    tried: list[float] = []
+RATES = {"adam": (0.01, 0.03, 0.1), "sgd": (0.03, 0.1, 0.3, 1.0, 3.0, 9.0)}
 
-    def score(rate: float) -> Tried:
-        tried.append(rate)
-        return scored(shops, [], {0.03: 0.1, 0.1: 0.5, 0.3: 0.4, 1.0: 0.3, 3.0: 0.2, 9.0: 0.1}[rate])
 
-    privacy_plan._walked(score)
-    assert tried == [0.3, 1.0, 3.0, 0.1, 0.03]
+def searched(monkeypatch, score):
+    """The settings that a network's search tries, in their order."""
+    monkeypatch.setattr(privacy_plan, "LEARNING_RATES", RATES)
+    tried = []
+
+    def scored_setting(setting):
+        tried.append(setting)
+        return score(setting)
+
+    privacy_plan.search(scored_setting, ("domains", "noised"))
+    return tried
+
+
+def test_learning_rates_are_tried_until_the_best_has_one_on_either_side(monkeypatch) -> None:
+    of_rate = {0.03: 0.1, 0.1: 0.5, 0.3: 0.4, 1.0: 0.3, 3.0: 0.2, 9.0: 0.1}
+    tried = searched(monkeypatch, lambda setting: of_rate.get(setting.learning_rate, 0.0))
+    shares = [one for one in tried if one.optimizer == "sgd"]
+    assert [one.learning_rate for one in shares] == [1.0, 0.3, 0.1, 0.03, 0.1]
+    assert shares[-1].sampling_rate == 0.5
+
+
+@pytest.mark.parametrize("better", ["domains", "noised"])
+def test_better_scaling_is_what_the_rest_is_tried_with(monkeypatch, better) -> None:
+    tried = searched(monkeypatch, lambda setting: float(setting.statistics == better))
+    assert [one.statistics for one in tried[:2]] == ["domains", "noised"]
+    assert {one.statistics for one in tried[2:]} == {better}
 
 
 def test_epsilon_that_no_noise_keeps_is_refused_in_one_line(shops) -> None:
     agreement = shops.agreement()
     with pytest.raises(UsageError, match="epsilon 1e-09 at delta 1e-12"):
-        find_plan(agreement, shops.tables(agreement), 1e-9, 1e-12)
+        find_plan(agreement, shops.tables(agreement), 1e-9, 1e-12, Listening())
 
 
 def test_agreement_without_privacy_is_the_given_one_otherwise(shops) -> None:
@@ -182,4 +242,4 @@ def test_plan_prints_sections_and_what_they_are_worth(agreement_file, shops, tmp
     assert tomllib.loads(outcome.stdout)["privacy"]["dp"]["epsilon"] == 8.0
     assert "# predicted: test PR-AUC" in outcome.stdout
     assert "outside of any accounting" in outcome.stdout
-    assert "tried logistic regression, noise" in outcome.stderr
+    assert "tried logistic regression, adam at 0.03" in outcome.stderr
