@@ -24,11 +24,11 @@ from hansa_client.bundle_files import open_trusted
 from hansa_common import __version__
 from hansa_common.keys import public_key_of
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 MERCHANTS = ("alpha", "beta")
 NUM_ROUNDS = 2
-RUN_SECONDS = 480.0
+RUN_SECONDS = 900.0
 AGREEMENT = f"""
 name = "processes"
 task = "purchase"
