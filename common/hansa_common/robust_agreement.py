@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from hansa_common.agreement_sections import Cohort, Training
 from hansa_common.schema import Section
 
-Rule = Literal["mean", "median", "trimmed-mean", "mixed-mean", "krum", "geometric-median", "clipped-mean"]
+Rule = Literal["mean", "median", "trimmed-mean", "mixed-mean", "krum", "multi-krum", "geometric-median", "clipped-mean"]
 
 # What a rule needs beyond twice the dishonest, and how its bound is said.
 _BEYOND_TWICE: Final[dict[Rule, tuple[int, str]]] = {
@@ -28,6 +28,7 @@ _BEYOND_TWICE: Final[dict[Rule, tuple[int, str]]] = {
     "trimmed-mean": (1, "2 f < n, or nothing is left between the trimmed ends"),
     "mixed-mean": (1, "2 f < n"),
     "krum": (3, "2 f + 2 < n"),
+    "multi-krum": (3, "2 f + 2 < n"),
     "geometric-median": (1, "2 f < n"),
     "clipped-mean": (1, "2 f < n"),
 }

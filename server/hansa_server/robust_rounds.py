@@ -83,21 +83,26 @@ def robust_step(robustness: Robustness, names: Sequence[str], updates: Updates) 
             f"{robustness.rule} against {robustness.num_dishonest} needs {robustness.least_units} updates, there are "
             f"{len(updates)}"
         )
+    num_dishonest = robustness.num_dishonest
     match robustness.rule:
         case "median":
-            return Decided(robust.median(updates))
+            step = robust.median(updates)
         case "trimmed-mean":
-            return Decided(robust.trimmed_mean(updates, robustness.num_dishonest))
+            step = robust.trimmed_mean(updates, num_dishonest)
         case "mixed-mean":
-            return Decided(robust.mixed_mean(updates, robustness.num_dishonest))
+            step = robust.mixed_mean(updates, num_dishonest)
         case "krum":
-            chosen = robust.krum_choice(updates, robustness.num_dishonest)
+            chosen = robust.krum_choice(updates, num_dishonest)
             return Decided(updates[chosen].astype(np.float64), (names[chosen],))
+        case "multi-krum":
+            step = robust.multi_krum(updates, num_dishonest)
         case "geometric-median":
-            return Decided(robust.geometric_median(updates))
+            step = robust.geometric_median(updates)
         case "clipped-mean":
-            return Decided(robust.clipped_mean(updates, robustness.max_norm or _median_norm(updates)))
-    raise ValueError("a mean is no robust rule")
+            step = robust.clipped_mean(updates, robustness.max_norm or _median_norm(updates))
+        case _:
+            raise ValueError("a mean is no robust rule")
+    return Decided(step)
 
 
 class _Averaged:

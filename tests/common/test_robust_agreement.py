@@ -100,6 +100,7 @@ def test_combination_that_holds_is_agreed_on_and_has_a_fingerprint_of_its_own(ca
         (MEDIAN, 2, 3),
         (MEDIAN, 4, 4),
         ({"rule": "krum", "num_dishonest": 2}, 2, 7),
+        ({"rule": "multi-krum", "num_dishonest": 1}, 2, 5),
         ({**MEDIAN, "groups": 5}, 4, 12),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa_server.robust import clipped_mean, geometric_median, krum, median, mixed_mean, trimmed_mean
+from hansa_server.robust import clipped_mean, geometric_median, krum, median, mixed_mean, multi_krum, trimmed_mean
 
 
 def drawn(num_merchants: int, num_params: int, seed: int) -> np.ndarray:
@@ -39,13 +39,8 @@ def test_trimmed_mean_leaves_out_the_ends_of_each_coordinate(cohort, data):
     np.testing.assert_allclose(trimmed_mean(updates, num_trimmed), expected, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
-@given(cohorts, st.data())
-def test_krum_is_the_update_nearest_to_its_neighbours(cohort, data):
-    updates = drawn(*cohort)
-    num_merchants = len(updates)
-    num_dishonest = data.draw(st.integers(0, (num_merchants - 3) // 2))
-    scores = []
+def krum_scores(updates: np.ndarray, num_dishonest: int) -> list[float]:
+    num_merchants, scores = len(updates), []
     for i in range(num_merchants):
         distances = sorted(
             math.fsum((float(a) - float(b)) ** 2 for a, b in zip(updates[i], updates[j], strict=True))
@@ -53,9 +48,26 @@ def test_krum_is_the_update_nearest_to_its_neighbours(cohort, data):
             if j != i
         )
         scores.append(math.fsum(distances[: num_merchants - num_dishonest - 2]))
+    return scores
+
+
+@settings(max_examples=40, deadline=None)
+@given(cohorts, st.data())
+def test_krum_is_the_update_nearest_to_its_neighbours_and_multi_krum_the_mean_of_all_but_the_farthest(cohort, data):
+    updates = drawn(*cohort)
+    num_merchants = len(updates)
+    num_dishonest = data.draw(st.integers(0, (num_merchants - 3) // 2))
+    scores = krum_scores(updates, num_dishonest)
     chosen = krum(updates, num_dishonest)
     found = next(i for i in range(num_merchants) if np.array_equal(chosen, updates[i]))
     assert scores[found] <= min(scores) * (1 + 1e-9)
+    # Of three merchants each is nearest to the same one other: scores can be equal to the last digit but one.
+    means = [
+        np.mean(updates[list(places)], axis=0, dtype=np.float64)
+        for places in itertools.combinations(range(num_merchants), num_merchants - num_dishonest)
+        if max(scores[place] for place in places) <= sorted(scores)[-num_dishonest - 1] * (1 + 1e-9)
+    ]
+    assert any(np.allclose(multi_krum(updates, num_dishonest), mean, rtol=1e-9, atol=1e-12) for mean in means)
 
 
 @settings(max_examples=25, deadline=None)
@@ -115,6 +127,7 @@ RULES = {
     "trimmed_mean": lambda updates: trimmed_mean(updates, 2),
     "mixed_mean": lambda updates: mixed_mean(updates, 2),
     "krum": lambda updates: krum(updates, 2),
+    "multi_krum": lambda updates: multi_krum(updates, 2),
     "geometric_median": geometric_median,
     "clipped_mean": lambda updates: clipped_mean(updates, float(np.linalg.norm(HONEST[0]))),
 }
@@ -151,6 +164,8 @@ def test_pieces_do_not_show_in_a_long_vector():
 def test_krum_is_refused_where_its_paper_promises_nothing():
     with pytest.raises(ValueError, match="Krum against 2 dishonest merchants needs at least 7, there are 6"):
         krum(drawn(6, 2, 0), 2)
+    with pytest.raises(ValueError, match="needs at least 7"):
+        multi_krum(drawn(6, 2, 0), 2)
 
 
 @pytest.mark.parametrize("num_trimmed", [-1, 2, 3])

@@ -27,7 +27,7 @@ NAMES = tuple(ROWS)
 LIAR = "beta"
 RULES = {
     rule: {"rule": rule, "num_dishonest": 1}
-    for rule in ("median", "trimmed-mean", "mixed-mean", "krum", "geometric-median", "clipped-mean")
+    for rule in ("median", "trimmed-mean", "mixed-mean", "krum", "multi-krum", "geometric-median", "clipped-mean")
 }
 
 
@@ -79,6 +79,7 @@ def federation(world, manual_clock):
         ("trimmed-mean", lambda updates: robust.trimmed_mean(updates, 1)),
         ("mixed-mean", lambda updates: robust.mixed_mean(updates, 1)),
         ("krum", lambda updates: robust.krum(updates, 1)),
+        ("multi-krum", lambda updates: robust.multi_krum(updates, 1)),
         ("geometric-median", robust.geometric_median),
         (
             "clipped-mean",

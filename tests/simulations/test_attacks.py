@@ -41,7 +41,7 @@ ATTACKS = {
     "stale-replies": {"rounds": 2},
     "false-validation": {},
 }
-RULES = ("median", "trimmed-mean", "mixed-mean", "krum", "geometric-median", "clipped-mean")
+RULES = ("median", "trimmed-mean", "mixed-mean", "krum", "multi-krum", "geometric-median", "clipped-mean")
 
 
 def agreement_with(**changes):
