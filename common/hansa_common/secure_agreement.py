@@ -11,6 +11,7 @@ these have to be near what updates and tables really are; the more so where an u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -32,6 +33,8 @@ LEAST_IN_SUM: Final = 3
 # Of a mean update, by coordinate, where merchants have so many training rows on average.
 MAX_MEAN_ERROR: Final = 1e-4
 ROWS_OF_ERROR: Final = 1000
+# Of SCAFFOLD's mean variate where updates go in few bits, in steps that it makes of an update, by max_update_norm.
+MAX_VARIATE_ERROR: Final = 0.25
 _USUAL_NORM: Final = 10.0
 # Of counts that are packed (packing.py).
 _LARGEST_SUM: Final = 2**32 - 2
@@ -178,7 +181,7 @@ def check_secure_aggregation_fits(
         _of_merchants(section, cohort, roster, robustness.groups or 1),
         _of_training(training, robustness),
         _of_releases(privacy, compression),
-        _of_update_bits(section, cohort, most_in_sum(roster, robustness), privacy),
+        _of_update_bits(section, cohort, most_in_sum(roster, robustness), training, privacy),
     )
     if problem := next(found, None):
         raise ValueError(f"[secure_aggregation] {problem}")
@@ -243,9 +246,13 @@ def _of_releases(privacy: Privacy, compression: Compression) -> Iterator[str]:
         )
 
 
-def _of_update_bits(section: SecureAggregation, cohort: Cohort, num_merchants: int, privacy: Privacy) -> Iterator[str]:
+def _of_update_bits(
+    section: SecureAggregation, cohort: Cohort, num_merchants: int, training: Training, privacy: Privacy
+) -> Iterator[str]:
     if section.update_bits is None:
         return
+    if any(plan.algorithm == "scaffold" for plan in training.plans):
+        yield from _of_variates(section.update_bits, num_merchants, training.rounds)
     if privacy.dp is not None:
         yield (
             f"refuses update_bits {section.update_bits} under [privacy.dp]: noise is on every coordinate, and what few "
@@ -257,6 +264,24 @@ def _of_update_bits(section: SecureAggregation, cohort: Cohort, num_merchants: i
             f"packs counts of rows under update_bits, and {num_merchants} merchants of cohort.max_examples "
             f"{cohort.max_examples} have more than fit; agree on max_examples of at most {most}"
         )
+
+
+def _of_variates(bits: int, num_merchants: int, num_rounds: int) -> Iterator[str]:
+    """Of the mean variate, which is made of the sum alone and keeps what every round's mean was off."""
+    allowed = [each for each in range(bits, 9) if _walked(each, num_merchants, num_rounds) <= MAX_VARIATE_ERROR]
+    if bits in allowed:
+        return
+    more = f"agree on update_bits = {allowed[0]}, or another algorithm" if allowed else "agree on another algorithm"
+    yield (
+        f"refuses update_bits {bits} with algorithm 'scaffold', whose variate keeps what each round is rounded by: "
+        f"in {num_rounds} rounds of {num_merchants} merchants {_walked(bits, num_merchants, num_rounds):.2g} times "
+        f"max_update_norm, allowed is {MAX_VARIATE_ERROR:g}; {more}"
+    )
+
+
+def _walked(bits: int, num_merchants: int, num_rounds: int) -> float:
+    """Errors that are independent add up by their squares."""
+    return _short_error(bits, num_merchants) * math.sqrt(num_rounds)
 
 
 def _per_element(bits: int, num_merchants: int) -> int:

@@ -83,6 +83,14 @@ REFUSED = {
         {"secure_aggregation": section(update_bits=4), **PRIVATE},
         ["refuses update_bits 4 under [privacy.dp]", "leave update_bits out"],
     ),
+    "two bits with scaffold": (
+        {"secure_aggregation": section(update_bits=2), "training": auto(local_steps=9)},
+        ["update_bits 2 with algorithm 'scaffold'", "in 12 rounds of 4 merchants 5.2 times", "update_bits = 5, or"],
+    ),
+    "few bits with scaffold for long": (
+        {"secure_aggregation": section(update_bits=8), "training": {**auto(local_steps=9), "rounds": 10_000}},
+        ["update_bits 8 with algorithm 'scaffold'", "in 10000 rounds", "agree on another algorithm"],
+    ),
     "counts that do not fit beside few bits": (
         {
             "secure_aggregation": section(update_bits=8),
@@ -124,7 +132,7 @@ def test_scaffold_with_the_same_steps_for_everyone_is_taken():
 
 @pytest.mark.parametrize(
     ("num_merchants", "colluders", "expected"),
-    [(3, 0, (3, 2, 0)), (3, 1, (3, 3, 0)), (4, 0, (3, 3, 1)), (10, 0, (4, 6, 4)), (10, 3, (5, 7, 3))],
+    [(3, 0, (3, 2, 0)), (3, 1, (3, 3, 0)), (4, 0, (3, 3, 1)), (10, 0, (5, 6, 3)), (10, 3, (7, 7, 2))],
 )
 def test_words_tell_the_threshold_who_may_drop_out_and_who_may_collude(num_merchants, colluders, expected):
     roster = [f"merchant {place}" for place in range(num_merchants)]
@@ -147,10 +155,10 @@ def test_words_tell_the_fixed_points_error_and_nothing_where_nothing_is_masked()
     assert secure_words(agreed(secure_aggregation={})) == []
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "fedadam", "fedprox"])
-def test_few_bits_go_with_every_algorithm(algorithm):
+@pytest.mark.parametrize(("algorithm", "bits"), [("fedavg", 2), ("scaffold", 7), ("fedadam", 2), ("fedprox", 2)])
+def test_few_bits_go_with_every_algorithm(algorithm, bits):
     plan = {"optimizer": "sgd", "local_steps": 40}
-    agreed(training={"algorithm": algorithm, "plan": plan}, secure_aggregation=section(update_bits=2))
+    agreed(training={"algorithm": algorithm, "rounds": 30, "plan": plan}, secure_aggregation=section(update_bits=bits))
 
 
 def test_noise_without_few_bits_is_taken():
