@@ -111,8 +111,8 @@ def test_statistics_are_no_choice_where_no_number_is_scaled(shops) -> None:
     assert Promise(shops.agreement(features=[member]), 8.0, 1e-5, 0.0).statistics == ("domains",)
 
 
-def scored(shops, hidden, pr_auc: float) -> Tried:
-    agreement = shops.agreement(model={"hidden": hidden, "dropout": 0.0})
+def scored(shops, hidden, pr_auc: float, agreement=None) -> Tried:
+    agreement = agreement or shops.agreement(model={"hidden": hidden, "dropout": 0.0})
     metrics = metrics_from_histogram(score_histogram([0.0, 1.0], [0, 1]))
     metrics = replace(metrics, pr_auc=pr_auc)
     return Tried(agreement, metrics, metrics)
@@ -131,6 +131,22 @@ def test_smaller_model_is_recommended_unless_the_network_is_worth_its_noise(shop
     plan = PrivacyPlan(8.0, 1e-5, tried, scored(shops, [8], 0.8))
     assert plan.recommended.agreement.model.hidden == hidden
     assert advice in plan.advice
+
+
+@pytest.mark.parametrize("better", [FULL_BATCH, SHARES])
+def test_setting_that_is_better_on_validation_rows_is_what_is_printed(shops, better) -> None:
+    promise = Promise(shops.agreement(model={"hidden": [8]}), 8.0, 1e-5, -1.0)
+    tried = tuple(
+        scored(shops, [], 0.7 if setting == better else 0.6, promise.agreement((), setting))
+        for setting in (FULL_BATCH, SHARES)
+    )
+    plan = PrivacyPlan(8.0, 1e-5, (*tried, scored(shops, [8], 0.65)), scored(shops, [8], 0.8))
+    printed = tomllib.loads(toml_of(plan.recommended.agreement))
+    assert printed["training"]["plan"]["optimizer"] == better.optimizer
+    assert printed["privacy"]["dp"]["sampling_rate"] == better.sampling_rate
+    assert printed["privacy"]["dp"]["statistics"] == "domains"
+    assert "statistics_noise_multiplier" not in printed["privacy"]["dp"]
+    assert "the smaller model is the better one" in plan.advice
 
 
 def test_model_that_diverged_is_never_recommended(shops) -> None:
