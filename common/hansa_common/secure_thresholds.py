@@ -4,9 +4,15 @@ With n merchants in a cohort, m of them colluding and a threshold of t shares, 2
 in two halves, each honest merchant opens one of the two, and a colluder both: to read one vector takes t - m honest
 merchants for either half, 2(t - m) of the n - m that there are. So no merchant needs to see what the others were asked.
 
-Those who open shares may be told of different sums, each of `least` merchants, and the sum that comes of it may be
-smaller: to leave one out takes t - m honest merchants who were told so, and each was told so of n - least at most. So
-(n - m)(n - least) / (t - m) can be left out at most, and `least` is such that `min_merchants` remain.
+Nobody sees what others are told: neither who takes part, whose shares they are given and whose keys go into their
+masks, nor who is in the sum. Masks cancel among those alone who were told of the same u merchants, `least` at least. So
+who is not of these is in their sum without a trace, and each of the e others of the u has to be left out by opening its
+masks' key: t - m honest merchants do that, none its own. Those in the sum, of whom s are honest, leave u - least out at
+most each; all others, who may be told that everyone takes part, n - least. So a sum of s is possible only where
+
+    e (t - m) <= s (u - least) + (n - m - s) (n - least),    e = u - m - s,
+
+and where there are t - m who can leave somebody out. `least` is such that `min_merchants` remain in every sum that is.
 
 The sum itself says what one merchant sent to whoever knows all the others': so at least two of any sum are honest.
 
@@ -15,7 +21,9 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 MIN_MERCHANTS: Final = 3
@@ -53,19 +61,34 @@ class Thresholds:
 
     @property
     def least(self) -> int:
-        """How many merchants' vectors there are to be in a sum before anyone opens shares for it."""
-        wanted = max(self.min_merchants, self.colluders + MIN_HONEST)
-        sizes = range(max(self.threshold, self.min_merchants), self.num_merchants + 1)
-        return next(size for size in sizes if self._smallest(size) >= wanted)
+        """How many merchants are to take part, and how many vectors to be in a sum, before anyone masks or opens."""
+        return _least_size(self)
 
     @property
     def smallest_sum(self) -> int:
         """The fewest merchants whose sum can become known, colluders among them: never below `min_merchants`."""
-        return min(self.least, self._smallest(self.least))
+        return self._smallest(self.least)
 
-    def _smallest(self, size: int) -> int:
-        honest, left_out_by_each = self.num_merchants - self.colluders, self.num_merchants - size
-        return self.num_merchants - honest * left_out_by_each // (self.threshold - self.colluders)
+    def can_hold(self, size: int) -> bool:
+        """Whether `min_merchants`, two of them honest, are in any sum where merchants ask for so many."""
+        return self._smallest(size) >= max(self.min_merchants, self.colluders + MIN_HONEST)
+
+    def _smallest(self, least: int) -> int:
+        """With all colluders among those who take part. What is asked of u is linear in it, but where it begins."""
+        among = {least, min(least + 1, self.num_merchants), self.num_merchants}
+        return min(self._fewest_honest(num_told, least) for num_told in among) + self.colluders
+
+    def _fewest_honest(self, num_told: int, least: int) -> int:
+        """The fewest honest merchants whose sum may become known, where they were told that so many take part."""
+        needed, honest = self.threshold - self.colluders, self.num_merchants - self.colluders
+        # What is asked of their number s, as `missing <= s each`.
+        missing = (num_told - self.colluders) * needed - honest * (self.num_merchants - least)
+        each = needed + num_told - self.num_merchants
+        fewest = max(1, -(-missing // each)) if each > 0 else 1
+        openers = honest - 1 - (fewest if num_told == least else 0)
+        nobody_left_out = num_told - self.colluders
+        can_leave_out = missing <= fewest * each and openers >= needed
+        return min(fewest, nobody_left_out) if can_leave_out else nobody_left_out
 
     @property
     def dropouts(self) -> int:
@@ -76,22 +99,34 @@ class Thresholds:
 def secure_thresholds(
     num_merchants: int, colluders: int = 0, threshold: int | None = None, min_merchants: int = 1
 ) -> Thresholds:
-    """The thresholds of a cohort; where none is given, the least that holds, which tolerates the most dropouts.
+    """The thresholds of a cohort; where none is given, the least of those that tolerate the most dropouts.
 
     Raises:
         ValueError: they cannot hold together; the message says what is allowed.
 
     >>> [secure_thresholds(10, m).dropouts for m in (0, 1, 3)]
-    [4, 4, 3]
+    [3, 3, 2]
     >>> secure_thresholds(3, colluders=1).dropouts
     0
     """
-    if threshold is not None:
-        return Thresholds(num_merchants, colluders, threshold, min_merchants)
+    if threshold is None:
+        threshold = _best_threshold(num_merchants, colluders, min_merchants)
+    return Thresholds(num_merchants, colluders, threshold, min_merchants)
+
+
+# Asked for with every order.
+@lru_cache(maxsize=1024)
+def _least_size(limits: Thresholds) -> int:
+    sizes = range(max(limits.threshold, limits.min_merchants), limits.num_merchants + 1)
+    return sizes[bisect_left(sizes, x=True, key=limits.can_hold)]
+
+
+@lru_cache(maxsize=1024)
+def _best_threshold(num_merchants: int, colluders: int, min_merchants: int) -> int:
     least = Thresholds(num_merchants, colluders, _least_threshold(num_merchants, colluders), min_merchants)
-    # With as many shares as merchants in a sum, there is less that openers can be told differently.
-    more = replace(least, threshold=max(least.threshold, min_merchants))
-    return min(least, more, key=lambda limits: limits.least)
+    return min(
+        range(least.threshold, num_merchants + 1), key=lambda threshold: replace(least, threshold=threshold).least
+    )
 
 
 def _least_threshold(num_merchants: int, colluders: int) -> int:

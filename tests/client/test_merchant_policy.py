@@ -149,11 +149,11 @@ def test_min_cohort_of_a_masked_round_is_of_the_smallest_sum_that_can_come_of_it
     roster = [*"abcdefgh"]
     masked = agreement(**{**MASKED, "roster": roster})
     asked = order(RoundOrder, plan=0, cohort=tuple(roster), masking=Masking(sum=1, next_sum=2))
-    MerchantPolicy(min_cohort=4).verify(asked, masked, NOON)
-    with pytest.raises(PolicyError, match=r"a cohort of 4, merchant\.toml has min_cohort = 5"):
-        MerchantPolicy(min_cohort=5).verify(asked, masked, NOON)
-    assert MerchantPolicy(min_cohort=5).conflicts(masked) == [
-        "the agreement asks for cohorts of 4, merchant.toml has min_cohort = 5"
+    MerchantPolicy(min_cohort=5).verify(asked, masked, NOON)
+    with pytest.raises(PolicyError, match=r"a cohort of 5, merchant\.toml has min_cohort = 6"):
+        MerchantPolicy(min_cohort=6).verify(asked, masked, NOON)
+    assert MerchantPolicy(min_cohort=6).conflicts(masked) == [
+        "the agreement asks for cohorts of 5, merchant.toml has min_cohort = 6"
     ]
 
 
