@@ -9,6 +9,7 @@ max_local_epochs              a round under a plan with more local epochs, or wi
 max_local_steps               a round under a plan with more local steps
 min_cohort                    a round with fewer merchants, or whose masked sum can be of fewer
 secure_aggregation_required   whatever would leave in the clear: statistics, updates, and histograms of scores
+own_noise_required            every round whose noise is shared: it rests on the other merchants
 min_count                     whatever counts rows, where the agreement releases lower counts
 min_positives                 whatever is scored, where the agreement releases histograms of fewer positives
 max_update_norm               to send an update of a larger L2 norm; and every masked round whose agreement lets them be
@@ -44,6 +45,7 @@ from hansa_common.record_types import Order, Reply
 from hansa_common.schema import Section
 from hansa_common.secure_agreement import thresholds_of
 from hansa_common.secure_messages import is_masked
+from hansa_common.shared_noise import is_shared
 from hansa_common.vectors import l2_norm
 
 POLICY_NAME: Final = "merchant.toml"
@@ -62,6 +64,7 @@ class MerchantPolicy(Section):
     max_local_steps: Annotated[int, Field(ge=0)] | None = None
     min_cohort: Annotated[int, Field(ge=1)] | None = None
     secure_aggregation_required: bool = False
+    own_noise_required: bool = False
     min_count: Floor | None = None
     min_positives: Floor | None = None
     max_update_norm: Annotated[float, Field(gt=0)] | None = None
@@ -144,6 +147,7 @@ class MerchantPolicy(Section):
                 "secure_aggregation_required",
                 "updates in the clear",
             ),
+            (self.own_noise_required and is_shared(agreement), "own_noise_required", "noise that merchants share"),
             (self._is_masked_too_long(agreement), "max_update_norm", f"masked updates {_up_to(agreement)}"),
             (self._exceeds(privacy.min_count, self.min_count), "min_count", f"counts from {privacy.min_count} on"),
             (
@@ -173,6 +177,10 @@ class MerchantPolicy(Section):
             )
 
     def _verify_round(self, order: RoundOrder, agreement: Agreement) -> None:
+        if self.own_noise_required and is_shared(agreement):
+            raise PolicyError(
+                _refusal("a round whose noise is", "shared", "own_noise_required", self.own_noise_required)
+            )
         if self._is_masked_too_long(agreement):
             raise PolicyError(
                 _refusal("a masked update of a norm", _up_to(agreement), "max_update_norm", self.max_update_norm)
