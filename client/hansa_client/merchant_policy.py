@@ -43,7 +43,7 @@ from hansa_common.privacy import epsilon
 from hansa_common.privacy_costs import run_cost
 from hansa_common.record_types import Order, Reply
 from hansa_common.schema import Section
-from hansa_common.secure_agreement import thresholds_of
+from hansa_common.secure_agreement import smallest_sum_of
 from hansa_common.secure_messages import is_masked
 from hansa_common.shared_noise import is_shared
 from hansa_common.vectors import l2_norm
@@ -291,7 +291,7 @@ def _is_within(now: time, begin: time, end: time) -> bool:
 
 def _smallest_sum(agreement: Agreement) -> int | None:
     """Of how many merchants a masked sum is at least; None where nothing is masked."""
-    return thresholds_of(agreement).smallest_sum if agreement.secure_aggregation.is_on else None
+    return smallest_sum_of(agreement) if agreement.secure_aggregation.is_on else None
 
 
 def _up_to(agreement: Agreement) -> str:

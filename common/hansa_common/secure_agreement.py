@@ -82,13 +82,18 @@ def thresholds_of(agreement: Agreement) -> Thresholds:
     return thresholds(agreement.secure_aggregation, agreement.cohort, smallest)
 
 
-def honest_in_smallest_sum(agreement: Agreement) -> int:
-    """How many merchants who do not collude are in any sum that can become known, of whichever group."""
+def smallest_sum_of(agreement: Agreement) -> int:
+    """How many merchants are in any sum that can become known, of whichever group: not always the smallest one's."""
     section, num_groups = agreement.secure_aggregation, agreement.robustness.groups or 1
     num_merchants = len(agreement.roster)
     sizes = {num_merchants // num_groups, -(-num_merchants // num_groups)}
     limits = (thresholds(section, agreement.cohort, agreement.roster[:size]) for size in sizes)
-    return min(limit.smallest_sum for limit in limits) - section.colluders
+    return min(limit.smallest_sum for limit in limits)
+
+
+def honest_in_smallest_sum(agreement: Agreement) -> int:
+    """How many of them do not collude."""
+    return smallest_sum_of(agreement) - agreement.secure_aggregation.colluders
 
 
 def fixed_point_of(agreement: Agreement) -> FixedPoint:
@@ -125,8 +130,8 @@ def secure_words(agreement: Agreement) -> list[str]:
     limits, groups = thresholds_of(agreement), agreement.robustness.groups
     of = "" if groups is None else f" of a group, {groups} of which are drawn anew for each sum"
     sums = (
-        f"the coordinator sees sums over at least {limits.smallest_sum} of {limits.num_merchants} merchants{of}, and "
-        f"no single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} "
+        f"the coordinator sees sums over at least {smallest_sum_of(agreement)} of {limits.num_merchants} merchants{of}, "
+        f"and no single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} "
         f"shares open a secret, and up to {limits.dropouts} may drop out of a sum"
     )
     return [sums, _rounding_words(agreement)]
@@ -153,7 +158,7 @@ def secure_json(agreement: Agreement) -> dict[str, Any]:
     if not agreement.secure_aggregation.is_on:
         return {"protocol": agreed["protocol"]}
     limits = thresholds_of(agreement)
-    follows = {"threshold": limits.threshold, "least_in_sum": limits.smallest_sum, "dropouts": limits.dropouts}
+    follows = {"threshold": limits.threshold, "least_in_sum": smallest_sum_of(agreement), "dropouts": limits.dropouts}
     bits = agreement.secure_aggregation.update_bits
     if bits is None:
         return {**agreed, **follows, "mean_error": mean_error(agreement.cohort, agreement.roster)}

@@ -13,6 +13,7 @@ from hansa_common.secure_agreement import (
     identities_of,
     secure_json,
     secure_words,
+    smallest_sum_of,
     thresholds_of,
 )
 from hansa_common.secure_keys import development_identity
@@ -148,6 +149,15 @@ def test_words_tell_the_threshold_who_may_drop_out_and_who_may_collude(num_merch
         f"up to {dropouts} may drop out",
     ):
         assert words in told
+
+
+def test_smallest_sum_is_of_whichever_group_it_is_smaller_in():
+    grouped = {"robustness": {"rule": "median", "num_dishonest": 1, "groups": 3}}
+    agreement = agreed(roster=[f"merchant {place}" for place in range(25)], **grouped)
+    sums = [thresholds_of(agreed(roster=[f"m{place}" for place in range(size)])).smallest_sum for size in (8, 9)]
+    assert sums == [5, 4]
+    assert (smallest_sum_of(agreement), secure_json(agreement)["least_in_sum"]) == (4, 4)
+    assert "at least 4 of 8 merchants of a group" in secure_words(agreement)[0]
 
 
 def test_words_tell_the_fixed_points_error_and_nothing_where_nothing_is_masked():
