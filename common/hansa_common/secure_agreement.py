@@ -130,9 +130,9 @@ def secure_words(agreement: Agreement) -> list[str]:
     limits, groups = thresholds_of(agreement), agreement.robustness.groups
     of = "" if groups is None else f" of a group, {groups} of which are drawn anew for each sum"
     sums = (
-        f"the coordinator sees sums over at least {smallest_sum_of(agreement)} of {limits.num_merchants} merchants{of}, "
-        f"and no single merchant's vector, while no more than {limits.colluders} of them help it: {limits.threshold} "
-        f"shares open a secret, and up to {limits.dropouts} may drop out of a sum"
+        f"the coordinator sees sums over at least {smallest_sum_of(agreement)} of {limits.num_merchants} "
+        f"merchants{of}, and no single merchant's vector, while no more than {limits.colluders} of them help it: "
+        f"{limits.threshold} shares open a secret, and up to {limits.dropouts} may drop out of a sum"
     )
     return [sums, _rounding_words(agreement)]
 
