@@ -15,8 +15,9 @@ from hansa_client.shared_rounds import shortened
 from hansa_common.agreement_sections import Model, Plan
 from hansa_common.errors import DeadlineError
 from hansa_common.features import Inputs
-from hansa_common.model import EmbeddingSpec, ModelSpec, initial_weights
+from hansa_common.model import LAYER_NORM_EPSILON, EmbeddingSpec, ModelSpec, initial_weights
 from hansa_common.privacy_noise import PrivacyRandom
+from hansa_common.vectors import unflatten
 
 ROWS = PIECE_ROWS + 300
 NORM = 0.3
@@ -51,6 +52,11 @@ def case(request):
     return Case(SHAPES[request.param])
 
 
+@pytest.fixture(scope="module")
+def network():
+    return Case(SHAPES["network"])
+
+
 def test_sum_is_that_of_a_private_step_without_noise(case) -> None:
     rate = 0.1
     plan = Plan(optimizer="sgd", learning_rate=rate)
@@ -83,6 +89,25 @@ def test_weights_that_were_chosen_large_let_no_row_reach_further(case, size: flo
         alone[row] = True
         moved = case.sum(is_chosen | alone, weights) - case.sum(is_chosen & ~alone, weights)
         assert np.linalg.norm(moved) <= NORM * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e7, 1e11])
+def test_row_whose_normalized_inputs_cancel_reaches_no_further(network, size: float) -> None:
+    """A gain and an offset that leave nothing of one row but what rounding did: norm and sum have to see the same."""
+    shapes = network.spec.named_shapes
+    for row in range(0, ROWS, 97):
+        parts = dict(zip(shapes, unflatten(network.weights.copy(), network.spec.shapes), strict=True))
+        ids = network.inputs.ids[row, 0]
+        given = np.concatenate([network.inputs.dense[row], parts["embedding_0.table"][ids]])
+        x = given @ parts["hidden_0.kernel"] + parts["hidden_0.bias"] + np.float32(size)
+        centered = x - x.mean()
+        parts["hidden_0.bias"] += np.float32(size)
+        parts["norm_0.gain"][:] = size
+        parts["norm_0.offset"][:] = -size * centered / np.sqrt(np.mean(centered**2) + LAYER_NORM_EPSILON)
+        weights = np.concatenate([part.ravel() for part in parts.values()]).astype(np.float32)
+        alone = np.zeros(ROWS, np.bool_)
+        alone[row] = True
+        assert np.linalg.norm(network.sum(alone, weights)) <= NORM * (1 + 1e-3)
 
 
 def test_nothing_is_chosen_of_nobody(case) -> None:
