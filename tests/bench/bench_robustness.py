@@ -12,10 +12,9 @@ test rows, a loss is against the same rule unattacked. Marks, for every rule but
 Colluders are more than the rules are agreed on for: their cells stand in the table without a mark. Every miss of every
 rule is printed; the exit code is 1 where the rule that docs/robustness.md recommends misses one.
 
-    python tests/bench/bench_robustness.py [--sets shoppers coupon] [--rules mixed-mean] [--seeds 0] [--json FILE]
+    python tests/bench/bench_robustness.py [--sets shoppers coupon] [--rules multi-krum] [--seeds 0] [--json FILE]
 
-Coupon's back door on a common value is such a miss today: an update of usual length among merchants who differ as much.
-With all rules some ten minutes on two cores, a set and seed four to five; with one rule a third of that.
+With all rules some ten minutes on two cores, a set and seed five; with one rule a quarter of that.
 """
 
 from __future__ import annotations
@@ -44,24 +43,27 @@ from hansa_simulations.attack_scenario import AttackScenario, named, read_scenar
 from hansa_simulations.attack_trials import Cell, Trial
 
 HERE: Final = Path(__file__).parent
-RECOMMENDED: Final = "mixed-mean"
+RECOMMENDED: Final = "multi-krum"
 SETS: Final = {
     "shoppers": ("online_shoppers_intention.csv.gz", "TrafficType", 1000),
     "coupon": ("in-vehicle-coupon-recommendation.csv.gz", "couponType", 1),
 }
-TRAINING: Final = {
+TRAINING: Final[dict[str, Any]] = {
     "algorithm": "fedavg",
     "rounds": 30,
     "patience": 30,
-    "plan": {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 32, "local_epochs": 1},
+    "plan": {"optimizer": "sgd", "batch_size": 32, "local_epochs": 1},
 }
+# In longer steps coupon's merchants drift further apart, and who lies is not the oddest: docs/robustness.md has both.
+LEARNING_RATES: Final = {"shoppers": 0.1, "coupon": 0.05}
 _AVERAGED: Final = ("pr_auc", "roc_auc", "unattacked_pr_auc", "backdoor", "unattacked_backdoor")
 
 
 def agreement_of(name: str, roster: tuple[str, ...], seed: int) -> Agreement:
     """The accuracy benchmark's agreement, with an algorithm that every rule takes."""
     base = parse_agreement((HERE / "agreements" / f"{name}.toml").read_text(), name)
-    values = {**base.model_dump(mode="json"), "training": TRAINING, "roster": list(roster), "seed": seed}
+    training = {**TRAINING, "plan": {**TRAINING["plan"], "learning_rate": LEARNING_RATES[name]}}
+    values = {**base.model_dump(mode="json"), "training": training, "roster": list(roster), "seed": seed}
     return validate_agreement(values, name)
 
 
