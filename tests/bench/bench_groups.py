@@ -8,7 +8,7 @@ merchant clips and noises its own steps. The undefended mean is of one masked su
 
     at most .02 PR-AUC lost by each rule under each attack, against the same rule unattacked
 
-With it the figures stand beside, without a mark: noise of that size is in every one of them.
+With it the figures stand beside, without a mark.
 
     python tests/bench/bench_groups.py [--parts masked private] [--seed 0] [--json FILE]
 
@@ -37,8 +37,8 @@ MARKED: Final = "masked"
 # The file that the agreement begins with, up to a line, what follows in the place of the rest, and the longest update.
 PARTS: Final = {
     MARKED: ("shoppers", "# DECIDED: the best of all rounds", 10.0),
-    # Noise is most of its length.
-    "private": ("shoppers-private", "", 20.0),
+    # Loose: how long noise makes updates is hard to say beforehand. At 20 the attacks take .007 of the mean at most.
+    "private": ("shoppers-private", "", 100.0),
 }
 TRAINING: Final = '[training]\nalgorithm = "fedavg"\nrounds = 30\npatience = 30\n'
 MASKS: Final = """
