@@ -1,7 +1,8 @@
 """Child processes that end with a block of code, or with their parent: each leads a process group, and none is left.
 
 A child's standard input is a pipe that closes when this process ends, however it ends: a child of our own watches it
-(`wait_for_end_of_parent`, `end_with_parent`); one that does not outlives a parent that is killed.
+(`wait_for_end_of_parent`, `end_with_parent`); one that does not outlives a parent that is killed. What others start
+for us, with an input of theirs, asks who its parent is (`end_with_starter`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Final
 STOP_SECONDS: Final = 15.0
 STDIN: Final = 0
 _STDIN_BYTES: Final = 4096
+_LOOK_SECONDS: Final = 0.5
 
 
 class Child:
@@ -107,6 +110,19 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         wait_for_end_of_parent()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_starter() -> None:
+    """From now on, end this process as SIGTERM does once the process that started it, whoever that is, has ended."""
+    starter = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(_LOOK_SECONDS)
+        # To the process: a main thread that waits for another does not hear what that raises.
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -8,12 +8,15 @@ change a result or a guarantee is read from anywhere else. A simulation calls th
 from __future__ import annotations
 
 import logging
+import sys
 import uuid
 from pathlib import Path
+from typing import Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from hansa_common import children
 from hansa_common.agreement import Agreement
 from hansa_server import checkpoint, run_folder
 from hansa_server.attendance import Attendance
@@ -28,12 +31,18 @@ from hansa_server.seals import seals_for
 # The display says what the log says; without a handler of its own, logging would print its warnings twice.
 logging.getLogger("hansa_server").addHandler(logging.NullHandler())
 
+# As Flower starts this app in a process of its own.
+_PROGRAM: Final = "flwr-serverapp"
+
 app = ServerApp()
 
 
 @app.main()  # type: ignore[untyped-decorator]  # Flower is followed as untyped
 def main(grid: Grid, context: Context) -> None:
     """Do what is next with the run folder: run its federation, or deliver what came of it."""
+    if Path(sys.argv[0]).name == _PROGRAM:
+        # Flower's own watch is not heard while replies are fetched: the run would go on to hold its folder.
+        children.end_with_starter()
     folder = Path(str(context.run_config["run-folder"]))
     if run_folder.has_bundle(folder):
         with RunProgress() as progress:

@@ -68,3 +68,23 @@ def test_process_that_ends_with_its_parent_does_so_as_if_it_was_told_to(tmp_path
         # As when the parent is killed: the operating system closes its end.
         child.stdin.close()
         assert child.wait(60) == 7
+
+
+def test_process_that_ends_with_its_starter_does_so_while_its_main_thread_waits_for_another():
+    waiting = textwrap.dedent("""
+        import os, threading
+        from hansa_common.children import end_with_starter
+        end_with_starter()
+        print("ready", flush=True)
+        threading.Event().wait()
+    """)
+    starting = textwrap.dedent(f"""
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", {waiting!r}], stdin=subprocess.DEVNULL, start_new_session=True)
+        sys.stdin.readline()
+    """)
+    with subprocess.Popen([sys.executable, "-c", starting], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout.readline() == b"ready\n"
+        starter.kill()
+        # Nobody holds the other end any more.
+        assert starter.stdout.read() == b""
