@@ -41,8 +41,8 @@ _LARGEST_SUM: Final = 2**32 - 2
 
 
 class SecureAggregation(Section):
-    """How merchants' vectors are added up unseen. `threshold` is how many shares open a secret; None: the least that
-    holds, which tolerates the most dropouts. `update_bits` is in how many bits at least an update goes; None: in 32.
+    """How merchants' vectors are added up unseen. `threshold` is how many shares open a secret; None: the least of
+    those that tolerate the most dropouts. `update_bits` is in how many bits at least an update goes; None: in 32.
     """
 
     protocol: Literal["none", "double-masking"] = "none"
@@ -77,7 +77,10 @@ def thresholds(section: SecureAggregation, cohort: Cohort, roster: Sequence[str]
 
 
 def thresholds_of(agreement: Agreement) -> Thresholds:
-    """What holds for every sum, or for that of the smallest group, under an agreement that has passed its checks."""
+    """What holds for every sum, or for that of the smallest group, under an agreement that has passed its checks.
+
+    Where groups differ by one, a sum of the larger ones may become known of fewer: `smallest_sum_of` has the least.
+    """
     smallest = agreement.roster[: len(agreement.roster) // (agreement.robustness.groups or 1)]
     return thresholds(agreement.secure_aggregation, agreement.cohort, smallest)
 
@@ -92,7 +95,7 @@ def smallest_sum_of(agreement: Agreement) -> int:
 
 
 def honest_in_smallest_sum(agreement: Agreement) -> int:
-    """How many of them do not collude."""
+    """How many merchants who do not collude are in any sum that can become known."""
     return smallest_sum_of(agreement) - agreement.secure_aggregation.colluders
 
 
