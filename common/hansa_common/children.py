@@ -8,7 +8,6 @@ for us, with an input of theirs, asks who its parent is (`end_with_starter`).
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import subprocess
 import threading
@@ -83,19 +82,6 @@ def how_it_ended(code: int) -> str:
     ('ended with code 2', 'was ended by SIGKILL')
     """
     return f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-
-
-def first_to_end(children: Sequence[Child]) -> Child:
-    """Wait until one of the children ends, and say which."""
-    ended: queue.Queue[Child] = queue.Queue()
-
-    def wait(child: Child) -> None:
-        child.process.wait()
-        ended.put(child)
-
-    for child in children:
-        threading.Thread(target=wait, args=(child,), daemon=True).start()
-    return ended.get()
 
 
 def wait_for_end_of_parent() -> None:

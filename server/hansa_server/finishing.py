@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +36,6 @@ from hansa_server.replies import Split, check_histogram_of, max_split_rows
 from hansa_server.run_events import CandidateJudged, CompressionStarted, areas
 
 Compress = Callable[[ModelSpec, Vector, Any], Compressed]
-NO_LOSS: Final = 0.0
 
 
 @dataclass(frozen=True)

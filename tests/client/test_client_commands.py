@@ -189,17 +189,6 @@ def test_stopping_a_child_stops_all_it_started(tmp_path):
     os.close(grandchild)
 
 
-def test_first_to_end_is_named(tmp_path):
-    waiting = [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"]
-    ending = [sys.executable, "-c", "raise SystemExit(3)"]
-    with (
-        children.running("waiting", waiting, os.environ) as first,
-        children.running("ending", ending, os.environ) as second,
-    ):
-        ended = children.first_to_end([first, second])
-        assert (ended.name, ended.process.returncode) == ("ending", 3)
-
-
 def test_child_ends_when_its_parent_is_killed(tmp_path):
     """The parent gets a kill -9; its child sees its standard input end."""
     program = """
