@@ -1,8 +1,8 @@
 """`[secure_aggregation]`: whether merchants' vectors are masked, against how many colluders, and what it refuses.
 
 Under `double-masking` the coordinator learns sums over at least `smallest_sum` merchants of the roster
-(secure_thresholds.py) and no single merchant's vector. Every sum is asked of the whole roster, so that no two sums
-differ in whom they were asked of.
+(secure_thresholds.py), or of a group of it, and no single merchant's vector. Without groups every sum is asked of the
+whole roster, so that no two sums differ in whom they were asked of.
 
 A sum is of whole numbers: how far a masked mean is off follows from the bounds that were agreed on (masking.py), so
 these have to be near what updates and tables really are; the more so where an update goes in few bits
