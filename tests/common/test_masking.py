@@ -1,3 +1,5 @@
+"""Masks as arithmetic: they cancel in the sum of whoever masked alike, hide one vector, and leave a mean exact."""
+
 import hashlib
 
 import numpy as np

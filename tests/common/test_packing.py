@@ -1,3 +1,5 @@
+"""Numbers several to an element: sums come out as they are, and what does not fit is refused."""
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings

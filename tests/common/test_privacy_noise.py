@@ -1,3 +1,5 @@
+"""Where private noise comes from: streams that never repeat, against the distributions they should have."""
+
 import numpy as np
 import pytest
 from scipy import stats

@@ -1,3 +1,5 @@
+"""The turn before rounding: it keeps lengths, turns back, and lets no coordinate stand out."""
+
 import hashlib
 import math
 

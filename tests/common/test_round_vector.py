@@ -1,3 +1,5 @@
+"""A round's one vector: what a sum of several says, and what never becomes one."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

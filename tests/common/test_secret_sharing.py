@@ -1,3 +1,5 @@
+"""Shares of a secret: so many give it back, fewer say nothing, and a changed one is found."""
+
 import itertools
 import random
 

@@ -1,3 +1,5 @@
+"""What a masked sum tolerates: no sum of fewer than agreed, whatever a coordinator tells whom."""
+
 import itertools
 
 import pytest

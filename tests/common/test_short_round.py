@@ -1,3 +1,5 @@
+"""A round's vector in few bits: what a sum of several says, to the byte."""
+
 import hashlib
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Updates in few bits: how far rounding and cutting off move a mean, and that no sum wraps around."""
+
 import math
 
 import numpy as np

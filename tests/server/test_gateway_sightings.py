@@ -1,3 +1,5 @@
+"""A certificate in two places at once: told where it is one, and not where a merchant moved."""
+
 from datetime import UTC, datetime, timedelta
 
 import pytest
