@@ -12,8 +12,9 @@ evaluation   a coarse histogram with noise; or none                          one
 activations  refused                                                         -
 judgement    refused                                                         -
 
-How much a unit can change in each is stated where the noise is added: private_training.py, noised_releases.py. The
-number of rows and their division into parts are not hidden, and cost nothing (see privacy_agreement.py).
+How much a unit can change in each is stated where the noise is made: private_training.py, shared_noise.py,
+noised_statistics.py, noised_histograms.py. The number of rows and their division into parts are not hidden, and cost
+nothing (see privacy_agreement.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The section names the coordinator's key and one key for every merchant of the roster, all Ed25519. They stand for
 whatever is signed between the parties; the certificates of the transport stand for nothing but the transport. A
-change of a name or a key is another roster and another agreement. Reading key files is identity.py's.
+change of a name or a key is another roster and another agreement. Reading key files is keys.py's.
 """
 
 from __future__ import annotations

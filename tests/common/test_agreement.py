@@ -64,7 +64,7 @@ def another_value(values, places, place, value):
 ROBUSTNESS = {f"robustness.{key}" for key in ("rule", "num_dishonest", "max_norm", "groups")}
 # They need bounds that few agreements have: test_secure_agreement.py.
 SECURE_AGGREGATION = {f"secure_aggregation.{key}" for key in ("protocol", "colluders", "threshold", "update_bits")}
-# It needs keys, or stands beside a bound: test_audit_agreement.py and its like.
+# They are for a simulation, and stand beside a bound: test_audit_gate.py.
 AUDIT = {f"audit.{key}" for key in ("attack", "max_true_positive_rate", "shadows")}
 # What stands alone or not at all: the version, a feature's kind (other kinds have other fields), and values that must
 # agree with another one.
