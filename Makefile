@@ -1,7 +1,7 @@
 # make demo    see five synthetic merchants train together; installs what that needs
 # make test    every test: units, doctests, then real processes; prints what was skipped, and why
 # make lint    style, formatting, types, and which room may import which
-# make unit    what a change is tried with, under a minute on two cores: units and doctests, no processes, no public data
+# make unit    what a change is tried with, in some minutes: units and doctests, no processes, no public data
 # make system  the tests that start real processes
 # make bench   every benchmark, each with its table and its mark
 #
