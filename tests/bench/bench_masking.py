@@ -9,7 +9,7 @@ stay in cache, added to nothing. The coordinator's is the streams that it must r
 protocol take turns, and a figure is the median of the repetitions' ratios. Marks: a merchant at most 3 times its floor
 in a cohort of 10 and 2 times in one of 50; the coordinator at most 2 times its own.
 
-    python tests/bench/bench_masking.py [--params 1000000] [--repetitions 7] [--json FILE]
+    python tests/bench/bench_masking.py [--params 1000000] [--repetitions 21] [--json FILE]
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def main() -> int:
     """Print the table; exit code 1 where a mark is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=int, default=1_000_000)
-    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--repetitions", type=int, default=21)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     columns = ("merchant ms", "floor ms", "times", "server ms", "floor ms", "times", "vector B", "more up B", "down B")
